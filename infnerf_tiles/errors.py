@@ -1,0 +1,90 @@
+"""Every failure a user can meet, as one small tree grouped by what the caller would do next.
+
+InfnerfError                     exit code 1
+├── SettingsError (ValueError)            2  a setting or a command-line value is wrong
+├── DataError (ValueError)                3  the photos, poses or points cannot be used
+│   ├── DatasetError                         the folder as a whole
+│   ├── CameraError                          one camera or one pose
+│   └── PhotoError                           one photo or mask
+├── BudgetError (RuntimeError)            4  it does not fit the memory or disk that it was given
+│   └── StorageFullError (OSError)           the disk is full
+├── StoreError (RuntimeError)             5  the scene cannot be used as it is
+│   ├── SceneNotFoundError (FileNotFoundError)
+│   ├── StoreFormatError                     made by another format version
+│   ├── DamagedStoreError                    something other than a node is damaged
+│   └── DamagedNodeError                     one node, base or occupancy row is damaged
+└── TrainingError (RuntimeError)          1  training cannot go on
+    └── NonFiniteError (ArithmeticError)     NaN or infinity in a loss or a parameter
+
+Messages name the thing, what was expected, what was got, and the next step.
+"""
+
+
+class InfnerfError(Exception):
+    """Base of all failures that are not programming errors."""
+
+    exit_code = 1
+
+
+class SettingsError(InfnerfError, ValueError):
+    """A setting, a flag or their combination is wrong."""
+
+    exit_code = 2
+
+
+class DataError(InfnerfError, ValueError):
+    """The input data cannot be used."""
+
+    exit_code = 3
+
+
+class DatasetError(DataError):
+    """The data set as a whole cannot be used."""
+
+
+class CameraError(DataError):
+    """A camera model, its parameters or a pose cannot be used."""
+
+
+class PhotoError(DataError):
+    """A photo or a mask cannot be decoded or does not match its camera."""
+
+
+class BudgetError(InfnerfError, RuntimeError):
+    """The work does not fit the memory or the disk that it was given."""
+
+    exit_code = 4
+
+
+class StorageFullError(BudgetError, OSError):
+    """Writing stopped because the disk is full; what was committed before is intact."""
+
+
+class StoreError(InfnerfError, RuntimeError):
+    """The scene store cannot be used as it is."""
+
+    exit_code = 5
+
+
+class SceneNotFoundError(StoreError, FileNotFoundError):
+    """There is no scene at the given place."""
+
+
+class StoreFormatError(StoreError):
+    """The store was made by another format version."""
+
+
+class DamagedStoreError(StoreError):
+    """A part of the store that is needed as a whole is damaged or missing."""
+
+
+class DamagedNodeError(StoreError):
+    """One row (node, occupancy or base) is damaged or missing; the rest of the scene is usable."""
+
+
+class TrainingError(InfnerfError, RuntimeError):
+    """Training cannot go on."""
+
+
+class NonFiniteError(TrainingError, ArithmeticError):
+    """NaN or infinity turned up in a loss or a parameter."""
