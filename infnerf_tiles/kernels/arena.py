@@ -1,0 +1,145 @@
+"""What the kernels work on: resident nodes, rays and packed samples.
+
+Legend
+    S  slots (resident nodes)      R  resident treelets        Q  rays            M  samples
+    T  rows of a node's table      F  features                 N  cells per node edge
+    O  occupancy cells per edge    D  length of the dense buffer in rows
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VERTEX_BLOCK = 8
+"""Vertices of a 2x2x2 block. They stand side by side in a hashed table, and gradients are marked block by block."""
+
+
+@dataclass(kw_only=True)
+class Arena:
+    """Resident nodes as flat arrays linked by slot numbers; slot 0 is the octree's root.
+
+    The tensors are views of memory that the owner (a trainer or a node cache) fills; kernels never allocate or free
+    slots. All live on one device.
+    """
+
+    cells: int
+    """N, cells per node edge (power of two)."""
+    base_cells: int
+    """Cells per edge of the finest dense grid of a treelet, N/2."""
+    occupancy_cells: int
+    """O, occupancy cells per node edge, N/4."""
+    tables: Tensor
+    """float32 [S, T, F]: residual features of each node, hashed (or dense where (N+1)^3 <= T)."""
+    dense: Tensor
+    """float32 [D, F]: the treelets' dense grids one after another."""
+    dense_offset: Tensor
+    """int64 [R]: first row of a treelet's dense grids in `dense`."""
+    dense_grids: Tensor
+    """int32 [R]: how many nested dense grids the treelet has: 1 (its base) or, while it trains, base plus corrections
+    with N/2, N/4, ... cells. Grid g starts `dense_grid_rows` rows behind grid g-1."""
+    level: Tensor
+    """int32 [S]: level of the node."""
+    parent: Tensor
+    """int32 [S]: slot of the parent *inside the same treelet*; -1 at a treelet root."""
+    children: Tensor
+    """int32 [S, 8]: slot of each resident child in any treelet (child index dx + 2 dy + 4 dz), or -1."""
+    treelet: Tensor
+    """int32 [S]: treelet row of the node."""
+    lambda_max: Tensor
+    """float32 [S]: largest wanted level at which the node was trained; drawing clamps to it."""
+    occupancy: Tensor
+    """uint8 [S, O^3/8]: bits, cell (cx, cy, cz) is bit (cz*O + cy)*O + cx, least significant bit first."""
+    any_occupied: Tensor
+    """uint8 [S]: whether the node or anything below it has an occupied cell."""
+    top_level: Tensor
+    """int32 [R]: level of the treelet's root node."""
+    top_xyz: Tensor
+    """int64 [R, 3]: cell of the treelet's root node at its level."""
+    above: Tensor
+    """int32 [R]: slot of the node that holds the treelet's root as a child (in the treelet above), or -1."""
+
+    @property
+    def features(self) -> int:
+        return int(self.tables.shape[2])
+
+    @property
+    def table_size(self) -> int:
+        return int(self.tables.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.tables.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rays:
+    """A packet of rays in unit-cube coordinates: position(t) = origin + t * direction, t in world units."""
+
+    origins: Tensor
+    """float64 [Q, 3]: camera centres; the root cube is [0, 1)^3."""
+    directions: Tensor
+    """float64 [Q, 3]: unit world directions divided by the root cube's edge."""
+    footprint: Tensor
+    """float64 [Q]: edge of the pixel's back-projection at distance 1, 2^p / f."""
+    offset: Tensor
+    """float64 [Q]: shift of the step lattice in steps, in [0, 1); 0.5 when rendering, random when training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarchSettings:
+    """Constants of one march."""
+
+    near: float
+    """Where the step lattice starts, world units."""
+    step: float
+    """C: step length in footprints, so that c = C * footprint."""
+    gsd_root: float
+    """GSD of the octree's root, world units."""
+    lod_bias: float
+    """Added to the wanted level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Packed samples of a packet of rays, ray by ray, front to back."""
+
+    ray_start: Tensor
+    """int64 [Q+1]: samples of ray q are ray_start[q] .. ray_start[q+1]-1."""
+    ray: Tensor
+    """int32 [M]: ray of the sample."""
+    t: Tensor
+    """float32 [M]: distance of the sample's middle, world units."""
+    dt: Tensor
+    """float32 [M]: its length, world units (scaled up where samples were thinned)."""
+    wanted: Tensor
+    """float32 [M]: wanted level, not clamped."""
+    slot: Tensor
+    """int32 [M]: finest node that draws the sample."""
+    beta: Tensor
+    """float32 [M]: weight of that node's residual."""
+    position: Tensor
+    """float32 [M, 3]: in the cube of the node's treelet root, [0, 1)."""
+    blend: Tensor
+    """float32 [M]: weight of this treelet's output; the rest is the treelet above's."""
+    slot_above: Tensor
+    """int32 [M]: node of the treelet above that draws the rest, or -1 where blend is 1."""
+    position_above: Tensor
+    """float32 [M, 3]: position in the cube of that node's treelet root."""
+    next_step: Tensor
+    """int64 [Q]: lattice step at which the ray goes on; -1 when it has left the root cube."""
+
+    @property
+    def count(self) -> int:
+        return int(self.t.shape[0])
+
+
+def dense_grid_rows(cells: int) -> int:
+    """Rows that a dense grid with `cells` cells takes: (cells+1)^3 rounded up to whole vertex blocks."""
+    vertices = (cells + 1) ** 3
+    return -(-vertices // VERTEX_BLOCK) * VERTEX_BLOCK
+
+
+def dense_rows(base_cells: int, grids: int) -> int:
+    """Rows of `grids` nested dense grids with base_cells, base_cells/2, ... cells."""
+    return sum(dense_grid_rows(base_cells >> g) for g in range(grids))

@@ -1,0 +1,9 @@
+"""numba twins of the kernels for the CPU: no atomics, so the same input gives the same bits every time."""
+
+from infnerf_tiles.kernels.cpu.adam import adam
+from infnerf_tiles.kernels.cpu.composite import composite, composite_into
+from infnerf_tiles.kernels.cpu.encode import encode, encode_into
+from infnerf_tiles.kernels.cpu.march import march
+from infnerf_tiles.kernels.cpu.threads import set_threads
+
+__all__ = ["adam", "composite", "composite_into", "encode", "encode_into", "march", "set_threads"]

@@ -1,0 +1,328 @@
+"""March rays through the octree and emit packed samples (cone marching, DESIGN: step lattice t_i = near (1+c)^i).
+
+Step positions follow from the integer i and the ray alone. Skipping empty cells and nodes only leaves out steps; it
+never moves one, so a ray cut into pieces gives the same samples as in one go.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from infnerf_tiles.arrays import Float32, Float64, Int32, Int64, UInt8
+from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
+from infnerf_tiles.kernels.cpu.threads import parallel_region
+
+
+@njit(cache=True, inline="always")
+def _exit_distance(o: float, d: float, cell: float, size: float) -> float:
+    """Distance at which a ray leaves the slab [cell, cell+1) * size along one axis."""
+    if d > 0.0:
+        return ((cell + 1.0) * size - o) / d
+    if d < 0.0:
+        return (cell * size - o) / d
+    return math.inf
+
+
+@njit(cache=True)
+def _next_sample(
+    i: int,
+    i_end: int,
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    mid_near: float,
+    offset: float,
+    log_q: float,
+    lambda_near: float,
+    level: Int32,
+    children: Int32,
+    occupancy: UInt8,
+    any_occupied: UInt8,
+    cells: int,
+) -> tuple[int, int, float, float, float, float, float]:
+    """Find the first step >= i that lies in an occupied cell: (step, slot, wanted level, t, x, y, z); slot -1 if none."""
+    log2_q = log_q * 1.4426950408889634
+    below_one = 1.0 - 1e-12
+    while i < i_end:
+        s = i + offset
+        t = mid_near * math.exp(s * log_q)
+        x = min(max(ox + t * dx, 0.0), below_one)
+        y = min(max(oy + t * dy, 0.0), below_one)
+        z = min(max(oz + t * dz, 0.0), below_one)
+        wanted = lambda_near - s * log2_q
+        slot = 0
+        lev = 0
+        scale = 1.0
+        empty = False
+        while True:
+            if any_occupied[slot] == 0:
+                empty = True
+                break
+            if lev >= wanted:
+                break
+            half = scale * 2.0
+            child = (int(x * half) & 1) + 2 * (int(y * half) & 1) + 4 * (int(z * half) & 1)
+            below = children[slot, child]
+            if below < 0:
+                break
+            slot = below
+            lev += 1
+            scale = half
+        grid = scale if empty else scale * cells
+        cx = math.floor(x * grid)
+        cy = math.floor(y * grid)
+        cz = math.floor(z * grid)
+        if not empty:
+            node_cells = np.int64(cells)
+            bx = np.int64(cx) & (node_cells - 1)
+            by = np.int64(cy) & (node_cells - 1)
+            bz = np.int64(cz) & (node_cells - 1)
+            bit = (bz * node_cells + by) * node_cells + bx
+            if (occupancy[slot, bit >> 3] >> (bit & 7)) & 1:
+                return i, slot, wanted, t, x, y, z
+        size = 1.0 / grid
+        leave = min(
+            _exit_distance(ox, dx, cx, size),
+            min(_exit_distance(oy, dy, cy, size), _exit_distance(oz, dz, cz, size)),
+        )
+        jump = i + 1
+        if leave > t:
+            # rounded down, so that no step outside this cell is ever left out
+            jump = max(jump, int(min(math.log(leave / mid_near) / log_q - offset, float(i_end))))
+        if lev > 0:
+            # behind this step coarser nodes draw, whose cells are others
+            jump = min(jump, max(i + 1, i + int((wanted - (lev - 1)) / log2_q)))
+        i = jump
+    return i_end, -1, 0.0, 0.0, 0.0, 0.0, 0.0
+
+
+@njit(cache=True)
+def _step_range(
+    ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, mid_near: float, offset: float, log_q: float
+) -> tuple[int, int]:
+    """First and one-past-last step whose middle lies in the unit cube."""
+    t0 = 0.0
+    t1 = math.inf
+    for axis in range(3):
+        o = ox if axis == 0 else (oy if axis == 1 else oz)
+        d = dx if axis == 0 else (dy if axis == 1 else dz)
+        if d != 0.0:
+            a = (0.0 - o) / d
+            b = (1.0 - o) / d
+            t0 = max(t0, min(a, b))
+            t1 = min(t1, max(a, b))
+        elif o < 0.0 or o >= 1.0:
+            return 0, 0
+    if t1 <= t0 or t1 <= mid_near:
+        return 0, 0
+    first = 0
+    if t0 > mid_near:
+        first = max(0, math.ceil(math.log(t0 / mid_near) / log_q - offset))
+    last = math.ceil(math.log(t1 / mid_near) / log_q - offset)
+    return first, max(first, last)
+
+
+@njit(cache=True, parallel=True)
+def _count(
+    origins: Float64,
+    directions: Float64,
+    footprint: Float64,
+    offset: Float64,
+    start: Int64,
+    near: float,
+    step: float,
+    gsd_root: float,
+    lod_bias: float,
+    limit: int,
+    level: Int32,
+    children: Int32,
+    occupancy: UInt8,
+    any_occupied: UInt8,
+    cells: int,
+    counts: Int64,
+    ends: Int64,
+) -> None:
+    for q in prange(origins.shape[0]):
+        c = step * footprint[q]
+        log_q = math.log1p(c)
+        mid_near = near * (1.0 + 0.5 * c)
+        lambda_near = math.log2(gsd_root / (mid_near * footprint[q])) + lod_bias
+        ox, oy, oz = origins[q, 0], origins[q, 1], origins[q, 2]
+        dx, dy, dz = directions[q, 0], directions[q, 1], directions[q, 2]
+        counts[q] = 0
+        ends[q] = -1
+        if start[q] < 0:
+            continue
+        first, last = _step_range(ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q)
+        i = max(first, start[q])
+        n = 0
+        while n < limit:
+            found = _next_sample(
+                i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
+                level, children, occupancy, any_occupied, cells,
+            )  # fmt: skip
+            if found[1] < 0:
+                i = -1
+                break
+            n += 1
+            i = found[0] + 1
+        counts[q] = n
+        ends[q] = i
+
+
+@njit(cache=True, parallel=True)
+def _fill(
+    origins: Float64,
+    directions: Float64,
+    footprint: Float64,
+    offset: Float64,
+    start: Int64,
+    near: float,
+    step: float,
+    gsd_root: float,
+    lod_bias: float,
+    level: Int32,
+    children: Int32,
+    occupancy: UInt8,
+    any_occupied: UInt8,
+    cells: int,
+    treelet: Int32,
+    lambda_max: Float32,
+    top_level: Int32,
+    top_xyz: Int64,
+    above: Int32,
+    stride: Int64,
+    counts: Int64,
+    ray_start: Int64,
+    out_ray: Int32,
+    out_t: Float32,
+    out_dt: Float32,
+    out_wanted: Float32,
+    out_slot: Int32,
+    out_beta: Float32,
+    out_position: Float32,
+    out_blend: Float32,
+    out_slot_above: Int32,
+    out_position_above: Float32,
+) -> None:
+    for q in prange(origins.shape[0]):
+        if ray_start[q + 1] == ray_start[q]:
+            continue
+        c = step * footprint[q]
+        log_q = math.log1p(c)
+        mid_near = near * (1.0 + 0.5 * c)
+        lambda_near = math.log2(gsd_root / (mid_near * footprint[q])) + lod_bias
+        ox, oy, oz = origins[q, 0], origins[q, 1], origins[q, 2]
+        dx, dy, dz = directions[q, 0], directions[q, 1], directions[q, 2]
+        first, last = _step_range(ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q)
+        i = max(first, start[q])
+        m = ray_start[q]
+        phase = (stride[q] - 1) // 2
+        for n in range(counts[q]):
+            found = _next_sample(
+                i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
+                level, children, occupancy, any_occupied, cells,
+            )  # fmt: skip
+            i = found[0] + 1
+            if n % stride[q] != phase or m >= ray_start[q + 1]:
+                continue
+            slot, wanted, t = found[1], found[2], found[3]
+            lev = level[slot]
+            beta = 1.0
+            if lev > 0:
+                beta = min(max(min(wanted, lambda_max[slot]) - (lev - 1), 0.0), 1.0)
+            tree = treelet[slot]
+            top = top_level[tree]
+            blend = 1.0
+            other = -1
+            if lev == top and beta < 1.0 and above[tree] >= 0:
+                blend = beta
+                beta = 1.0
+                other = above[tree]
+            scale = 2.0**top
+            out_ray[m] = q
+            out_t[m] = t
+            out_dt[m] = t * c / (1.0 + 0.5 * c) * stride[q]
+            out_wanted[m] = wanted
+            out_slot[m] = slot
+            out_beta[m] = beta
+            out_blend[m] = blend
+            out_slot_above[m] = other
+            for a in range(3):
+                out_position[m, a] = found[4 + a] * scale - top_xyz[tree, a]
+            if other >= 0:
+                tree = treelet[other]
+                scale = 2.0 ** top_level[tree]
+                for a in range(3):
+                    out_position_above[m, a] = found[4 + a] * scale - top_xyz[tree, a]
+            else:
+                for a in range(3):
+                    out_position_above[m, a] = 0.0
+            m += 1
+
+
+def march(
+    rays: Rays,
+    arena: Arena,
+    settings: MarchSettings,
+    *,
+    start: torch.Tensor | None = None,
+    limit: int | None = None,
+    keep: int | None = None,
+) -> Samples:
+    """Emit the samples of each ray that lie in occupied cells, front to back.
+
+    Args:
+        rays: the packet, Q rays.
+        arena: resident nodes.
+        settings: lattice and level-of-detail constants.
+        start: int64 [Q], lattice step to start from (what `next_step` returned); -1 leaves the ray out. None starts all.
+        limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
+        keep: thin a ray evenly to at most that many samples and scale dt by the stride (training). None keeps all.
+    """
+    o, d = rays.origins.numpy(), rays.directions.numpy()
+    footprint, offset = rays.footprint.numpy(), rays.offset.numpy()
+    num = o.shape[0]
+    begin = np.zeros(num, np.int64) if start is None else start.numpy()
+    counts = np.zeros(num, np.int64)
+    ends = np.empty(num, np.int64)
+    tree = (arena.level.numpy(), arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy())
+    lattice = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)
+    most = np.iinfo(np.int64).max if limit is None else limit
+    with parallel_region():
+        _count(o, d, footprint, offset, begin, *lattice, most, *tree, arena.occupancy_cells, counts, ends)
+        stride = np.ones(num, np.int64) if keep is None else np.maximum(1, -(-counts // keep))
+        # samples kept: those at phase, phase+stride, ... below counts
+        kept = (counts - (stride - 1) // 2 + stride - 1) // stride
+        ray_start = np.zeros(num + 1, np.int64)
+        np.cumsum(np.where(counts > 0, kept, 0), out=ray_start[1:])
+        m = int(ray_start[-1])
+        ray, slot, slot_above = (np.empty(m, np.int32) for _ in range(3))
+        t, dt, wanted, beta, blend = (np.empty(m, np.float32) for _ in range(5))
+        position, position_above = np.empty((m, 3), np.float32), np.empty((m, 3), np.float32)
+        _fill(
+            o, d, footprint, offset, begin, *lattice, *tree, arena.occupancy_cells,
+            arena.treelet.numpy(), arena.lambda_max.numpy(), arena.top_level.numpy(), arena.top_xyz.numpy(),
+            arena.above.numpy(), stride, counts, ray_start,
+            ray, t, dt, wanted, slot, beta, position, blend, slot_above, position_above,
+        )  # fmt: skip
+    as_tensor = torch.from_numpy
+    return Samples(
+        ray_start=as_tensor(ray_start),
+        ray=as_tensor(ray),
+        t=as_tensor(t),
+        dt=as_tensor(dt),
+        wanted=as_tensor(wanted),
+        slot=as_tensor(slot),
+        beta=as_tensor(beta),
+        position=as_tensor(position),
+        blend=as_tensor(blend),
+        slot_above=as_tensor(slot_above),
+        position_above=as_tensor(position_above),
+        next_step=as_tensor(ends),
+    )

@@ -1,0 +1,50 @@
+"""Thread count of numba and torch, set in one place, and a guard for numba's thread-unsafe fallback layer."""
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numba
+import torch
+
+_LOCK = threading.RLock()
+_layer_is_safe: bool | None = None
+
+
+def set_threads(count: int | None = None) -> int:
+    """Make torch and numba use `count` threads (all cores if None) and return the number.
+
+    dask's nanny sets OMP_NUM_THREADS=1, so a task that wants more must call this itself.
+    """
+    wanted = count if count is not None else (os.cpu_count() or 1)
+    wanted = max(1, min(wanted, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(wanted)
+    torch.set_num_threads(wanted)
+    return wanted
+
+
+@contextlib.contextmanager
+def parallel_region() -> Iterator[None]:
+    """Hold a lock around a parallel kernel unless numba's threading layer allows two callers at once.
+
+    Without libgomp numba falls back to "workqueue", which ends the process when two threads enter parallel kernels.
+    """
+    global _layer_is_safe
+    if _layer_is_safe:
+        yield
+        return
+    with _LOCK:
+        yield
+        if _layer_is_safe is None:
+            with contextlib.suppress(ValueError):
+                layer = numba.threading_layer()
+                _layer_is_safe = layer in ("omp", "tbb")
+                if not _layer_is_safe:
+                    warnings.warn(
+                        f"numba uses its '{layer}' threading layer: kernels take turns; "
+                        "install libgomp (Debian: libgomp1) for the fast one",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
