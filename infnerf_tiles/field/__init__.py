@@ -1,1 +1,1 @@
-"""field."""
+"""Field: residual features of treelets, one decoder, per-photo appearance."""

@@ -17,7 +17,7 @@ VERTEX_BLOCK = 8
 
 @dataclass(kw_only=True)
 class Arena:
-    """Resident nodes as flat arrays linked by slot numbers; slot 0 is the octree's root.
+    """Resident nodes as flat arrays linked by slot numbers.
 
     The tensors are views of memory that the owner (a trainer or a node cache) fills; kernels never allocate or free
     slots. All live on one device.
@@ -29,6 +29,8 @@ class Arena:
     """Cells per edge of the finest dense grid of a treelet, N/2."""
     occupancy_cells: int
     """O, occupancy cells per node edge, N/4."""
+    root: int
+    """Slot of the octree's root."""
     tables: Tensor
     """float32 [S, T, F]: residual features of each node, hashed (or dense where (N+1)^3 <= T)."""
     dense: Tensor

@@ -39,13 +39,14 @@ def _next_sample(
     offset: float,
     log_q: float,
     lambda_near: float,
+    root: int,
     level: Int32,
     children: Int32,
     occupancy: UInt8,
     any_occupied: UInt8,
     cells: int,
 ) -> tuple[int, int, float, float, float, float, float]:
-    """Find the first step >= i that lies in an occupied cell: (step, slot, wanted level, t, x, y, z); slot -1 if none."""
+    """First step >= i in an occupied cell as (step, slot, wanted level, t, x, y, z); slot -1 if there is none."""
     log2_q = log_q * 1.4426950408889634
     below_one = 1.0 - 1e-12
     while i < i_end:
@@ -55,7 +56,7 @@ def _next_sample(
         y = min(max(oy + t * dy, 0.0), below_one)
         z = min(max(oz + t * dz, 0.0), below_one)
         wanted = lambda_near - s * log2_q
-        slot = 0
+        slot = root
         lev = 0
         scale = 1.0
         empty = False
@@ -139,6 +140,7 @@ def _count(
     gsd_root: float,
     lod_bias: float,
     limit: int,
+    root: int,
     level: Int32,
     children: Int32,
     occupancy: UInt8,
@@ -164,7 +166,7 @@ def _count(
         while n < limit:
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
-                level, children, occupancy, any_occupied, cells,
+                root, level, children, occupancy, any_occupied, cells,
             )  # fmt: skip
             if found[1] < 0:
                 i = -1
@@ -186,6 +188,7 @@ def _fill(
     step: float,
     gsd_root: float,
     lod_bias: float,
+    root: int,
     level: Int32,
     children: Int32,
     occupancy: UInt8,
@@ -226,7 +229,7 @@ def _fill(
         for n in range(counts[q]):
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
-                level, children, occupancy, any_occupied, cells,
+                root, level, children, occupancy, any_occupied, cells,
             )  # fmt: skip
             i = found[0] + 1
             if n % stride[q] != phase or m >= ray_start[q + 1]:
@@ -281,7 +284,7 @@ def march(
         rays: the packet, Q rays.
         arena: resident nodes.
         settings: lattice and level-of-detail constants.
-        start: int64 [Q], lattice step to start from (what `next_step` returned); -1 leaves the ray out. None starts all.
+        start: int64 [Q], lattice step to start from (what `next_step` returned); -1 leaves the ray out. None: all start.
         limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
         keep: thin a ray evenly to at most that many samples and scale dt by the stride (training). None keeps all.
     """
@@ -291,7 +294,7 @@ def march(
     begin = np.zeros(num, np.int64) if start is None else start.numpy()
     counts = np.zeros(num, np.int64)
     ends = np.empty(num, np.int64)
-    tree = (arena.level.numpy(), arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy())
+    tree = (arena.root, arena.level.numpy(), arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy())
     lattice = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)
     most = np.iinfo(np.int64).max if limit is None else limit
     with parallel_region():

@@ -1,0 +1,65 @@
+"""Density and colour of packed samples of resident nodes: the bridge from kernels to compositing."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from infnerf_tiles.field.decoder import Decoder
+from infnerf_tiles.kernels import for_device
+from infnerf_tiles.kernels.arena import Arena, Samples
+
+FieldFn = Callable[[Samples, Tensor], tuple[Tensor, Tensor]]
+"""(samples, direction basis [Q, 16]) -> density [M], colour [M, 3]. Compositing takes any such function."""
+
+DECODER_BLOCK = 16384
+"""Rows the decoder runs on at once. Fixed and padded, since matrix products change in the last bit with their size."""
+
+
+def evaluate_nodes(
+    arena: Arena, decoder: Decoder, position: Tensor, slot: Tensor, beta: Tensor, basis: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Density [M] and colour [M, 3] of points in nodes, without gradient, in fixed-size padded blocks.
+
+    Args as in `encode`; basis float32 [M, 16]. The result of a sample does not depend on the others.
+    """
+    num = position.shape[0]
+    features = torch.empty((num, arena.features))
+    for_device(arena.device).encode_into(position, slot, beta, arena, features)
+    sigma, colour = torch.empty(num), torch.empty((num, 3))
+    with torch.no_grad():
+        for first in range(0, num, DECODER_BLOCK):
+            last = min(first + DECODER_BLOCK, num)
+            block, directions = features[first:last], basis[first:last]
+            if last - first < DECODER_BLOCK:
+                block, directions = _padded(block), _padded(directions)
+            s, c = decoder(block, directions)
+            sigma[first:last] = s[: last - first]
+            colour[first:last] = c[: last - first]
+    return sigma, colour
+
+
+def _padded(rows: Tensor) -> Tensor:
+    full = torch.zeros((DECODER_BLOCK, rows.shape[1]), dtype=rows.dtype)
+    full[: rows.shape[0]] = rows
+    return full
+
+
+def shade(arena: Arena, decoder: Decoder, samples: Samples, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Density [M] and colour [M, 3] of samples, with the hand-over to the treelet above; no gradient.
+
+    Args:
+        basis: float32 [Q, 16], direction basis per ray.
+    """
+    ray = samples.ray.long()
+    sigma, colour = evaluate_nodes(arena, decoder, samples.position, samples.slot, samples.beta, basis[ray])
+    mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
+    if mixed.numel():
+        ones = torch.ones(mixed.shape[0])
+        sigma_above, colour_above = evaluate_nodes(
+            arena, decoder, samples.position_above[mixed], samples.slot_above[mixed], ones, basis[ray[mixed]]
+        )
+        blend = samples.blend[mixed]
+        sigma[mixed] = blend * sigma[mixed] + (1.0 - blend) * sigma_above
+        colour[mixed] = blend[:, None] * colour[mixed] + (1.0 - blend[:, None]) * colour_above
+    return sigma, colour
