@@ -1,0 +1,114 @@
+"""Zarr arrays as this package lays them out, created, opened and resized with every field of their metadata checked."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import StorePath
+
+from infnerf_tiles.arrays import AnyArray
+from infnerf_tiles.errors import DamagedStoreError
+from infnerf_tiles.store.documents import document_key, read_document
+from infnerf_tiles.store.guarded import ChunkError, GuardedStore
+
+# What Zarr raises for a chunk that cannot be decoded. I/O errors (a lost network) are not damage and pass.
+DECODE_ERRORS = (ChunkError, ValueError, RuntimeError, TypeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayLayout:
+    """One array: path in the store, numpy dtype name, shape, chunk shape, zstd + crc32c or crc32c alone."""
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    compressed: bool = True
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Decoded bytes of one chunk."""
+        return math.prod(self.chunk) * np.dtype(self.dtype).itemsize
+
+    def with_rows(self, rows: int) -> "ArrayLayout":
+        """The same layout with another length of its first axis."""
+        return replace(self, shape=(rows, *self.shape[1:]))
+
+    def document(self) -> dict[str, Any]:
+        """The array's Zarr v3 metadata."""
+        kind = np.dtype(self.dtype).kind
+        codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        if np.dtype(self.dtype).itemsize == 1:
+            codecs = [{"name": "bytes"}]
+        if self.compressed:
+            codecs.append({"name": "zstd", "configuration": {"level": 1, "checksum": False}})
+        codecs.append({"name": "crc32c"})
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.chunk)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": False if kind == "b" else 0.0 if kind == "f" else 0,
+            "codecs": codecs,
+            "attributes": {},
+        }
+
+
+def create_array(store: GuardedStore, layout: ArrayLayout) -> None:
+    """Write the array's metadata; its chunks come later, one by one."""
+    store.write_bytes(document_key(layout.path), json.dumps(layout.document(), indent=1).encode())
+
+
+def open_array(store: GuardedStore, layout: ArrayLayout, *, may_grow: bool = False) -> "zarr.Array[Any]":
+    """Open an array that must look as `layout` says; with `may_grow` its first axis may be longer.
+
+    DamagedStoreError if the metadata is missing, cannot be parsed or differs.
+    """
+    document = read_document(store, layout.path)
+    if document is None:
+        raise DamagedStoreError(f"scene {store.name}: {document_key(layout.path)} is missing; run 'verify --repair'")
+    rows = _first_length(document)
+    if may_grow and rows is not None and rows > layout.shape[0]:
+        layout = layout.with_rows(rows)
+    expected = layout.document()
+    for field in expected.keys() - {"attributes"}:
+        if document.get(field) != expected[field] or type(document.get(field)) is not type(expected[field]):
+            raise DamagedStoreError(
+                f"scene {store.name}: {document_key(layout.path)}: expected {field} {expected[field]}, got "
+                f"{document.get(field)}; run 'verify --repair'"
+            )
+    store.expect_chunks(layout.path, layout.chunk_bytes, layout.compressed)
+    # A row of zeros must be stored like any other, because a missing chunk means a missing row.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.Array.from_dict(StorePath(store, layout.path), expected)
+
+
+def read_column(store: GuardedStore, layout: ArrayLayout) -> AnyArray:
+    """A whole one-chunk array; DamagedStoreError if it is missing or damaged."""
+    array = open_array(store, layout)
+    if math.prod(layout.shape) == 0:
+        return np.zeros(layout.shape, dtype=layout.dtype)
+    try:
+        return np.asarray(array[...])
+    except DECODE_ERRORS as error:
+        raise DamagedStoreError(
+            f"scene {store.name}: {layout.path} is damaged ({error}); run 'verify --repair'"
+        ) from error
+
+
+def write_column(store: GuardedStore, layout: ArrayLayout, values: AnyArray) -> None:
+    """Create an array of one chunk and fill it."""
+    create_array(store, layout)
+    if values.size:
+        open_array(store, layout)[...] = values
+
+
+def _first_length(document: dict[str, Any]) -> int | None:
+    shape = document.get("shape")
+    first = shape[0] if isinstance(shape, list) and shape else None
+    return first if isinstance(first, int) and not isinstance(first, bool) else None
