@@ -25,6 +25,7 @@ PARAM_NAMES: dict[str, tuple[str, ...]] = {
     "FULL_OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
 }
 PIXEL_TOLERANCE = 1e-9
+_MAX_PARAM = 1e9  # far beyond any lens; keeps products of coefficients finite
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Camera:
         params = tuple(float(v) for v in self.params)
         if len(params) != len(names):
             raise CameraError(f"{self.model} camera: expected {len(names)} parameters {names}, got {len(params)}")
-        if not np.isfinite(params).all():
-            raise CameraError(f"{self.model} camera: expected finite parameters {names}, got {params}")
+        if not all(abs(v) < _MAX_PARAM for v in params):  # catches NaN too
+            raise CameraError(f"{self.model} camera: expected finite, sensible parameters {names}, got {params}")
         object.__setattr__(self, "params", params)
         if self.width < 1 or self.height < 1:
             raise CameraError(f"{self.model} camera: expected a size of at least 1x1, got {self.width}x{self.height}")
@@ -149,9 +150,8 @@ def unproject(camera: Camera, xy: Float64) -> Float64:
     check_shape("xy", xy, (None, 2))
     focal = np.array([camera.fx, camera.fy])
     plane = (xy - np.array([camera.cx, camera.cy])) / focal
-    directions, residual = camera.distortion.unproject(plane)
-    error = (np.abs(residual) * focal).max(axis=1)
-    bad = ~(error <= PIXEL_TOLERANCE)  # catches NaN too
+    directions, miss = camera.distortion.unproject(plane)
+    bad = ~(miss * focal.max() <= PIXEL_TOLERANCE)  # catches NaN too
     if bad.any():
         where = tuple(np.round(xy[np.argmax(bad)], 1).tolist())
         raise CameraError(

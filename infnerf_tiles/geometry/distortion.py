@@ -9,6 +9,9 @@ from numpy.polynomial import polynomial
 from infnerf_tiles.arrays import Bool, Float64
 
 _MAX_STEPS = 100
+_QUICK_STEPS = 6
+_ROUNDING = 1e-14  # relative; what counts as solved without further ado
+_BLOCK = 8192
 _MAX_RADIUS = 1e6  # an ideal plane coordinate beyond this (90 degrees less a microradian) counts as "no ray"
 
 
@@ -54,7 +57,7 @@ class Distortion:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.fisheye:
                 theta = np.arctan2(radius, z)
-                scale = np.where(radius > 0, self._radial(theta**2) * theta / radius, 0.0)
+                scale = np.where(radius > 0, self._radial(theta**2)[0] * theta / radius, 0.0)
                 valid = (theta < self.max_radius) & ((radius > 0) | (z > 0))
                 return np.where(valid[:, None], points[:, :2] * scale[:, None], 0.0), valid
             ideal = points[:, :2] / z[:, None]
@@ -63,154 +66,145 @@ class Distortion:
                 return np.where(valid[:, None], ideal, 0.0), valid
             valid = (z > 0) & (np.hypot(ideal[:, 0], ideal[:, 1]) < self.max_radius)
             ideal = np.where(valid[:, None], ideal, 0.0)
-            plane, jacobian = self._distort(ideal)
+            u, v, xx, cross, yy = self._distort(ideal[:, 0], ideal[:, 1])
             if not self._is_radial:
-                valid &= _determinant(jacobian) > 0
-            return plane, valid
+                valid &= xx * yy > cross * cross
+            return np.stack([u, v], axis=1), valid
 
     def unproject(self, plane: Float64) -> tuple[Float64, Float64]:
         """Unit directions float64[n, 3] of distorted plane coordinates float64[n, 2].
 
-        The second result, float64[n, 2], is how far each direction is from its position when projected back, inf where
-        there is no ray.
+        The second result, float64[n], is how far (on the plane) each direction is from its position when projected
+        back, inf where there is no ray.
         """
+        directions, miss = np.empty((len(plane), 3)), np.empty(len(plane))
+        # in blocks that stay in the processor's cache
+        for start in range(0, len(plane), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            directions[block], miss[block] = self._unproject(plane[block])
+        return directions, miss
+
+    def _unproject(self, plane: Float64) -> tuple[Float64, Float64]:
         if self._is_identity:
-            return _unit(plane, np.ones(len(plane))), np.zeros_like(plane)
+            return _unit(plane), np.zeros(len(plane))
         target = np.hypot(plane[:, 0], plane[:, 1])
         radius, miss = self._invert_radius(target)
         with np.errstate(divide="ignore", invalid="ignore"):
             towards = np.where(target[:, None] > 0, plane / target[:, None], 0.0)
         if self.fisheye:
-            directions = np.concatenate([towards * np.sin(radius)[:, None], np.cos(radius)[:, None]], axis=1)
-            return directions, towards * miss[:, None]
+            return np.concatenate([towards * np.sin(radius)[:, None], np.cos(radius)[:, None]], axis=1), miss
         ideal = towards * radius[:, None]
-        residual = towards * miss[:, None]
         if not self._is_radial:
-            ideal, residual = self._newton(plane, ideal)
-        return _unit(ideal, np.ones(len(ideal))), residual
+            ideal, miss = self._invert_plane(plane, ideal)
+        return _unit(ideal), miss
 
-    def _radial(self, s: Float64) -> Float64:
-        """q(s)."""
-        value: Float64 = _horner(self.numerator, s) / _horner(self.denominator, s)
-        return value
+    def _radial(self, s: Float64) -> tuple[Float64, Float64]:
+        """q(s) and dq/ds."""
+        num, num_slope = _horner(self.numerator, s)
+        if not any(self.denominator[1:]):
+            return num, num_slope
+        den, den_slope = _horner(self.denominator, s)
+        q = num / den
+        return q, (num_slope - q * den_slope) / den
 
-    def _radial_slope(self, s: Float64) -> Float64:
-        """dq/ds."""
-        num, den = _horner(self.numerator, s), _horner(self.denominator, s)
-        num_slope, den_slope = (_horner(_derivative(c), s) for c in (self.numerator, self.denominator))
-        slope: Float64 = (num_slope * den - num * den_slope) / den**2
-        return slope
-
-    def _distort(self, ideal: Float64) -> tuple[Float64, Float64]:
-        """Distorted positions float64[n, 2] and Jacobians float64[n, 2, 2] of ideal positions float64[n, 2]."""
-        x, y = ideal[:, 0], ideal[:, 1]
+    def _distort(self, x: Float64, y: Float64) -> tuple[Float64, Float64, Float64, Float64, Float64]:
+        """Distorted position (u, v) of the ideal position (x, y), and du/dx, du/dy = dv/dx, dv/dy; float64[n] each."""
         p1, p2 = self.tangential
-        s = x * x + y * y
-        q, dq = self._radial(s), 2 * self._radial_slope(s)
-        out = np.stack(
-            [x * q + 2 * p1 * x * y + p2 * (s + 2 * x * x), y * q + p1 * (s + 2 * y * y) + 2 * p2 * x * y], axis=1
-        )
-        cross = x * y * dq + 2 * p1 * x + 2 * p2 * y
-        xx = q + x * x * dq + 2 * p1 * y + 6 * p2 * x
-        yy = q + y * y * dq + 6 * p1 * y + 2 * p2 * x
-        return out, np.stack([np.stack([xx, cross], axis=1), np.stack([cross, yy], axis=1)], axis=1)
+        xx, xy, yy = x * x, x * y, y * y
+        q, slope = self._radial(xx + yy)
+        slope *= 2
+        a, b = p1 * x + p2 * y, p1 * y + p2 * x
+        u = x * q + 2 * p1 * xy + p2 * (3 * xx + yy)
+        v = y * q + 2 * p2 * xy + p1 * (xx + 3 * yy)
+        return u, v, q + xx * slope + 2 * b + 4 * p2 * x, xy * slope + 2 * a, q + yy * slope + 2 * b + 4 * p1 * y
 
     def _invert_radius(self, target: Float64) -> tuple[Float64, Float64]:
-        """Solves g(r) = target on [0, max_radius); returns (r, g(r) − target), the second inf where there is none.
+        """Solves g(r) = target on [0, max_radius); returns (r, |g(r) − target|), the second inf where there is none."""
+        limit = self.max_radius * (1 - 1e-12)
+        radius = np.minimum(target, 0.5 * self.max_radius)
+        with np.errstate(all="ignore"):
+            for _ in range(_QUICK_STEPS):
+                value, slope = self._grow(radius)
+                radius = radius - (value - target) / slope
+            miss = np.abs(self._grow(radius)[0] - target)
+            # on [0, max_radius) g has one solution, so whatever got there plainly is right
+            slow = ~((miss <= _ROUNDING * (1 + target)) & (radius >= 0) & (radius < limit))
+        if slow.any():
+            radius[slow] = self._bracket(target[slow])
+            miss[slow] = np.abs(self._grow(radius[slow])[0] - target[slow])
+        return radius, np.where(np.isfinite(target) & (radius < limit), miss, np.inf)
 
-        Newton kept inside a shrinking bracket, so that steep distortion cannot throw it past the turning point.
-        """
+    def _grow(self, r: Float64) -> tuple[Float64, Float64]:
+        """g(r) and g'(r)."""
+        s = r * r
+        q, slope = self._radial(s)
+        return r * q, q + 2 * s * slope
+
+    def _bracket(self, target: Float64) -> Float64:
+        """As _invert_radius, by Newton steps kept inside a shrinking bracket: none is thrown past the turning point."""
         lo, hi = np.zeros_like(target), np.full_like(target, self.max_radius)
         radius = np.minimum(target, 0.5 * self.max_radius)
-        active = np.arange(len(target))
         for _ in range(_MAX_STEPS):
-            r = radius[active]
-            q = self._radial(r * r)
-            miss = r * q - target[active]
-            below = miss < 0
-            lo[active] = np.where(below, r, lo[active])
-            hi[active] = np.where(below, hi[active], r)
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                step = r - miss / (q + 2 * r * r * self._radial_slope(r * r))
-            a, b = lo[active], hi[active]
-            step = np.where((step > a) & (step < b), step, 0.5 * (a + b))
-            step = np.where(miss == 0, r, step)
-            moving = np.abs(step - r) > 4e-16 * np.maximum(r, 1e-12)
-            radius[active] = step
-            active = active[moving]
-            if not len(active):
+            with np.errstate(all="ignore"):
+                value, slope = self._grow(radius)
+                lo = np.where(value < target, radius, lo)
+                hi = np.where(value < target, hi, radius)
+                step = radius - (value - target) / slope
+            step = np.where((step > lo) & (step < hi), step, 0.5 * (lo + hi))
+            step = np.where(value == target, radius, step)
+            if (np.abs(step - radius) <= 4e-16 * np.maximum(radius, 1e-12)).all():
                 break
-        miss = radius * self._radial(radius * radius) - target
-        reachable = np.isfinite(target) & (radius < self.max_radius * (1 - 1e-12))
-        return radius, np.where(reachable, miss, np.inf)
+            radius = step
+        return radius
 
-    def _newton(self, plane: Float64, start: Float64) -> tuple[Float64, Float64]:
-        """Solves the full map from a start that leaves out the tangential part; (ideal, residual), inf as above.
+    def _invert_plane(self, plane: Float64, start: Float64) -> tuple[Float64, Float64]:
+        """Solves the full map from a start that leaves out the tangential part; (ideal float64[n, 2], miss float64[n]).
 
         A step that does not bring a position closer is halved, so the solution stays on the branch of the start.
         """
-        ideal = start.copy()
+        x, y = start.T.copy()
+        damping = np.ones(len(plane))
         with np.errstate(all="ignore"):
-            value, jacobian = self._distort(ideal)
-            residual = value - plane
-            damping = np.ones(len(plane))
-            active = np.arange(len(plane))
-            for _ in range(_MAX_STEPS):
-                (a, b), (c, d) = jacobian[active, 0].T, jacobian[active, 1].T
-                u, v = residual[active].T
-                step = np.stack([d * u - b * v, a * v - c * u], axis=1) / _determinant(jacobian[active])[:, None]
-                step *= damping[active, None]
-                trial = ideal[active] - step
-                value, trial_jacobian = self._distort(trial)
-                trial_residual = value - plane[active]
-                closer = _squared(trial_residual) < _squared(residual[active])
-                rows = active[closer]
-                ideal[rows], residual[rows], jacobian[rows] = (
-                    trial[closer],
-                    trial_residual[closer],
-                    trial_jacobian[closer],
-                )
-                damping[active] = np.where(closer, np.minimum(1.0, 2 * damping[active]), 0.5 * damping[active])
-                # once rounding alone decides, no step brings anything closer
-                active = active[(np.abs(step) > 4e-16 * (1 + np.abs(trial))).any(axis=1)]
-                if not len(active):
+            u, v, xx, cross, yy = self._distort(x, y)
+            du, dv = u - plane[:, 0], v - plane[:, 1]
+            scale = _ROUNDING * (1 + np.abs(plane).max(axis=1))
+            for step in range(_MAX_STEPS):
+                miss = np.hypot(du, dv)
+                # the last digits need one more step than the rest
+                if step > 2 and (~(miss > scale) | (damping < 1e-9)).all():
                     break
-            one_to_one = (_determinant(jacobian) > 0) & (np.hypot(ideal[:, 0], ideal[:, 1]) < self.max_radius)
-        return np.where(one_to_one[:, None], ideal, 0.0), np.where(one_to_one[:, None], residual, np.inf)
+                factor = damping / (xx * yy - cross * cross)
+                trial_x, trial_y = x - factor * (yy * du - cross * dv), y - factor * (xx * dv - cross * du)
+                u, v, *slopes = self._distort(trial_x, trial_y)
+                trial_du, trial_dv = u - plane[:, 0], v - plane[:, 1]
+                closer = np.hypot(trial_du, trial_dv) < miss
+                damping = np.where(closer, np.minimum(1.0, 2 * damping), 0.5 * damping)
+                x, y = np.where(closer, trial_x, x), np.where(closer, trial_y, y)
+                du, dv = np.where(closer, trial_du, du), np.where(closer, trial_dv, dv)
+                xx, cross, yy = (np.where(closer, n, o) for n, o in zip(slopes, (xx, cross, yy), strict=True))
+            one_to_one = (xx * yy > cross * cross) & (np.hypot(x, y) < self.max_radius)
+        ideal = np.where(one_to_one[:, None], np.stack([x, y], axis=1), 0.0)
+        return ideal, np.where(one_to_one, np.hypot(du, dv), np.inf)
 
 
-def _horner(coefficients: tuple[float, ...], s: Float64) -> Float64:
-    value = np.full_like(s, coefficients[-1])
+def _horner(coefficients: tuple[float, ...], s: Float64) -> tuple[Float64, Float64]:
+    """The polynomial and its derivative."""
+    value, slope = np.full_like(s, coefficients[-1]), np.zeros_like(s)
     for c in reversed(coefficients[:-1]):
-        value *= s
-        value += c
-    return value
-
-
-def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(i * c for i, c in enumerate(coefficients))[1:] or (0.0,)
+        slope = slope * s + value
+        value = value * s + c
+    return value, slope
 
 
 def _positive_roots(coefficients: Float64) -> list[float]:
-    trimmed = polynomial.polytrim(coefficients)
-    if len(trimmed) < 2:
-        return []
-    roots = polynomial.polyroots(trimmed)
-    real = roots.real[np.abs(roots.imag) <= 1e-9 * np.maximum(np.abs(roots.real), 1e-9)]
-    return [float(v) for v in real if v > 0]
+    """Positive roots of a polynomial whose constant term is 1 (any order)."""
+    # solved for 1 / s: the constant term leads then, so that tiny high coefficients divide nothing
+    inverse = polynomial.polyroots(coefficients[::-1])
+    real = inverse.real[(np.abs(inverse.imag) <= 1e-9 * np.abs(inverse.real)) & (inverse.real > 1 / _MAX_RADIUS**2)]
+    return [1 / float(u) for u in real]
 
 
-def _determinant(jacobian: Float64) -> Float64:
-    value: Float64 = jacobian[:, 0, 0] * jacobian[:, 1, 1] - jacobian[:, 0, 1] * jacobian[:, 1, 0]
-    return value
-
-
-def _squared(vectors: Float64) -> Float64:
-    value: Float64 = np.einsum("ni,ni->n", vectors, vectors)
-    return value
-
-
-def _unit(plane: Float64, z: Float64) -> Float64:
-    vector = np.concatenate([plane, z[:, None]], axis=1)
-    vector /= np.linalg.norm(vector, axis=1, keepdims=True)
+def _unit(plane: Float64) -> Float64:
+    vector = np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
+    vector /= np.sqrt(np.einsum("ni,ni->n", vector, vector))[:, None]
     return vector

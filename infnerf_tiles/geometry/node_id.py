@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import total_ordering
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +16,8 @@ from numpy.typing import ArrayLike
 from infnerf_tiles.arrays import AnyArray, Float64, Int32, Int64, check_shape
 from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.geometry.aabb import Aabb, Vector
+
+Bits = TypeVar("Bits", int, Int64)
 
 MAX_LEVEL = 18
 LEVEL_SHIFT = 57
@@ -47,7 +50,7 @@ class NodeId:
     @property
     def key(self) -> int:
         """The id as one non-negative integer below 2^63."""
-        return int(encode_keys(self.level, np.array([[self.x, self.y, self.z]], dtype=np.int64))[0])
+        return self.level << LEVEL_SHIFT | _spread(self.x) | _spread(self.y) << 1 | _spread(self.z) << 2
 
     @classmethod
     def from_key(cls, key: int) -> "NodeId":
@@ -154,8 +157,8 @@ def morton(cells: Int64) -> Int64:
     return _spread(cells[:, 0]) | _spread(cells[:, 1]) << 1 | _spread(cells[:, 2]) << 2
 
 
-def _spread(v: Int64) -> Int64:
-    """Moves bit i to bit 3 i."""
+def _spread(v: Bits) -> Bits:
+    """Moves bit i to bit 3 i; v is an int or int64[n]."""
     v = (v | v << 32) & 0x1F00000000FFFF
     v = (v | v << 16) & 0x1F0000FF0000FF
     v = (v | v << 8) & 0x100F00F00F00F00F

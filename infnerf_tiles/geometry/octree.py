@@ -237,10 +237,11 @@ def cut(octree: Octree, band_levels: Sequence[int]) -> tuple[Treelet, ...]:
     order = np.argsort(roots, kind="stable")
     unique_roots, starts = np.unique(roots[order], return_index=True)
     groups = np.split(octree.keys[order], starts[1:]) if len(unique_roots) else []
-    band = np.searchsorted(bands, key_levels(unique_roots))
+    levels, cells = decode_keys(unique_roots)
+    band = np.searchsorted(bands, levels)
     return tuple(
-        Treelet(NodeId.from_key(int(root)), int(b), _frozen(keys))
-        for root, b, keys in zip(unique_roots, band, groups, strict=True)
+        Treelet(NodeId(level, x, y, z), b, _frozen(keys))
+        for level, (x, y, z), b, keys in zip(levels.tolist(), cells.tolist(), band.tolist(), groups, strict=True)
     )
 
 
