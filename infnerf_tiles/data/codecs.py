@@ -1,0 +1,278 @@
+"""Decoding of photo and mask files: JPEG through libjpeg-turbo, everything else through Pillow.
+
+Pixels come out as they are stored: EXIF orientation is never applied, because poses are for stored pixels.
+"""
+
+import logging
+import mmap
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from infnerf_tiles.arrays import AnyArray, Bool, UInt8
+from infnerf_tiles.data.pyramid import reduce_box, reduce_mask
+from infnerf_tiles.errors import PhotoError
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 1 << 30  # 3 GiB decoded; a header that claims more is taken for damage
+
+# Only these: other decoders of Pillow may start programs (PostScript) or are not for photos.
+_FORMATS = ("PNG", "TIFF", "WEBP", "BMP", "JPEG")
+_JPEG_START = b"\xff\xd8\xff"
+_JPEG_END = b"\xff\xd9"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+# libjpeg warns about these on files whose picture is whole; everything else it warns about has lost pixels.
+_HARMLESS_JPEG_WARNINGS = (
+    "extraneous bytes",
+    "Invalid SOS parameters",
+    "unknown JFIF revision",
+    "Unknown Adobe color transform",
+    "Inconsistent progression sequence",
+)
+_TIFF_EXTENTS = ((273, 279), (324, 325))  # strip and tile offsets with their byte counts
+
+_open_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedPhoto:
+    """A photo in memory.
+
+    rgb: uint8[h, w, 3], sRGB; a transparent photo is composited over white. mask: bool[h, w], True = use, or None when
+    every pixel is usable.
+    """
+
+    rgb: UInt8
+    mask: Bool | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held by the pixels and the mask."""
+        return self.rgb.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the stored pixels, from the header alone. PhotoError if there is none."""
+    return _size_of(path, check_whole=False)
+
+
+def check_photo(path: Path) -> tuple[int, int]:
+    """(width, height) of a photo that is all there; PhotoError otherwise.
+
+    Looks at the header and at how the file ends; decodes only when the end is not conclusive.
+    """
+    return _size_of(path, check_whole=True)
+
+
+def decode_photo(path: Path, downscale: int = 1) -> DecodedPhoto:
+    """The photo box-filtered by an integer factor.
+
+    Grey is repeated, 16-bit keeps its high byte, CMYK is converted, alpha is composited over white; `mask` then marks
+    the pixels that were fully opaque. PhotoError if the file is missing, truncated, damaged or smaller than
+    `downscale`.
+    """
+    pixels = _decode(path)
+    _check_factor(path, pixels, downscale)
+    if pixels.shape[2] == 3:
+        return DecodedPhoto(rgb=_reduced(pixels, downscale))
+    alpha = pixels[:, :, 3]
+    opaque = alpha == 255
+    if opaque.all():
+        return DecodedPhoto(rgb=_reduced(np.ascontiguousarray(pixels[:, :, :3]), downscale))
+    weight = alpha[:, :, None].astype(np.uint32)
+    rgb = ((pixels[:, :, :3] * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    return DecodedPhoto(rgb=_reduced(rgb, downscale), mask=reduce_mask(opaque, downscale))
+
+
+def decode_mask(path: Path, downscale: int = 1) -> Bool:
+    """bool[h, w], True where the mask is nonzero (any colour channel, and alpha if it has one).
+
+    A reduced pixel is usable only if all pixels under it are. PhotoError as in `decode_photo`.
+    """
+    image = _load(path)
+    _check_factor(path, image, downscale)
+    if image.ndim == 2:
+        usable = image != 0
+    else:
+        num_colours = image.shape[2] - (1 - image.shape[2] % 2)  # LA and RGBA end with alpha
+        usable = (image[:, :, :num_colours] != 0).any(axis=2)
+        if num_colours < image.shape[2]:
+            usable &= image[:, :, num_colours] != 0
+    return reduce_mask(np.ascontiguousarray(usable), downscale)
+
+
+def _reduced(rgb: UInt8, downscale: int) -> UInt8:
+    return rgb if downscale == 1 else reduce_box(rgb, downscale)
+
+
+def _check_factor(path: Path, image: AnyArray, downscale: int) -> None:
+    height, width = image.shape[:2]
+    if not 1 <= downscale <= min(height, width):
+        raise PhotoError(
+            f"{path}: expected a reduction by 1 to {min(height, width)} for {width}x{height} pixels, got {downscale}; "
+            "lower data.downscale"
+        )
+
+
+def _decode(path: Path) -> UInt8:
+    """uint8[h, w, 3 or 4]."""
+    image = _load(path)
+    if image.dtype == np.uint16:  # as libpng and libtiff do it for colour, so that all 16-bit files come out alike
+        image = (image >> 8).astype(np.uint8)
+    elif image.dtype == np.bool_:
+        image = image.astype(np.uint8) * np.uint8(255)
+    elif image.dtype != np.uint8:
+        raise PhotoError(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}; export it as 8 or 16 bit")
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    if image.shape[2] == 2:
+        return np.ascontiguousarray(image[:, :, [0, 0, 0, 1]])
+    return image
+
+
+def _load(path: Path) -> AnyArray:
+    """[h, w] or [h, w, 2 to 4] as stored: L, LA, RGB or RGBA; uint8, uint16, bool or what Pillow made of it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_JPEG_START))
+            data = head + file.read() if head == _JPEG_START else b""
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not head:
+        raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+    try:
+        return _load_jpeg(path, data) if data else _load_other(path)
+    except PhotoError:
+        raise
+    except Exception as error:  # a decoder fed with damaged bytes may raise anything
+        raise _damaged(path, error) from error
+
+
+def _load_jpeg(path: Path, data: bytes) -> UInt8:
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # sampling or precision that the fast decoder does not know
+        return _load_other(path)
+    _check_pixels(path, width, height)
+    colourspace = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
+    try:
+        pixels: UInt8 = simplejpeg.decode_jpeg(data, colorspace=colourspace)
+    except ValueError as error:
+        # Only the first warning is reported, so a harmless one may hide that the file stops short.
+        if not any(text in str(error) for text in _HARMLESS_JPEG_WARNINGS) or not _ends_with_eoi(data):
+            raise _damaged(path, error) from error
+        logger.warning("%s: decoded, although libjpeg says: %s", path, error)
+        pixels = simplejpeg.decode_jpeg(data, colorspace=colourspace, strict=False)
+    if colourspace == "CMYK":  # stored inverted, by Adobe's convention
+        black = pixels[:, :, 3:].astype(np.uint16)
+        pixels = ((pixels[:, :, :3] * black + 127) // 255).astype(np.uint8)
+    return pixels
+
+
+def _load_other(path: Path) -> AnyArray:
+    with _open(path) as image:
+        _check_pixels(path, image.width, image.height)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return np.asarray(image)
+        has_alpha = image.mode in ("PA", "La", "RGBa") or "transparency" in image.info
+        if image.mode in ("1", "L", "LA", "RGB", "RGBA") and not has_alpha:
+            return np.asarray(image)
+        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _open(path: Path) -> Image.Image:
+    # Pillow refuses images above a process-wide limit meant for web servers; aerial cameras exceed it. It is looked at
+    # when a file is opened, so the lock covers only that.
+    with _open_lock:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(path, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+            if not head:
+                raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+            if head.startswith(_JPEG_START):
+                size, is_whole = _inspect_jpeg(path, file.fileno())
+            elif head.startswith(_PNG_START):
+                size = struct.unpack_from(">II", head, 16)
+                file.seek(max(0, path.stat().st_size - len(_PNG_END)))
+                is_whole = file.read() == _PNG_END
+            else:
+                size, is_whole = _inspect_other(path)
+    except PhotoError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # as in _load
+        raise _damaged(path, error) from error
+    width, height = size
+    _check_pixels(path, width, height)
+    if check_whole and not is_whole:
+        _load(path)
+    return width, height
+
+
+def _inspect_jpeg(path: Path, file_number: int) -> tuple[tuple[int, int], bool]:
+    """Size, and whether the file certainly has its end."""
+    with mmap.mmap(file_number, 0, access=mmap.ACCESS_READ) as data:
+        is_whole = _ends_with_eoi(data[-4096:])
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            with _open(path) as image:
+                return image.size, False
+    return (width, height), is_whole
+
+
+def _inspect_other(path: Path) -> tuple[tuple[int, int], bool]:
+    """Size, and whether all pixel data that the header names lie within the file."""
+    with _open(path) as image:
+        if image.format != "TIFF":
+            return image.size, False
+        tags = image.tag_v2  # type: ignore[attr-defined]  # only TIFF images have it
+        file_size = path.stat().st_size
+        for offsets, counts in _TIFF_EXTENTS:
+            if offsets in tags and counts in tags:
+                ends = [start + count for start, count in zip(tags[offsets], tags[counts], strict=True)]
+                if max(ends, default=0) > file_size:
+                    raise PhotoError(
+                        f"{path}: expected at least {max(ends)} bytes by its header, got {file_size}; "
+                        "the file is truncated, copy it again"
+                    )
+                return image.size, True
+        return image.size, False
+
+
+def _ends_with_eoi(data: bytes) -> bool:
+    return data.rstrip(b"\0").endswith(_JPEG_END)  # some cameras pad with zeros
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise PhotoError(f"{path}: expected 1 to {MAX_PIXELS} pixels, got {width}x{height}; the header is damaged")
+
+
+def _unreadable(path: Path, error: OSError) -> PhotoError:
+    why = error.strerror or str(error)
+    return PhotoError(f"{path}: expected a readable JPEG, PNG, TIFF, WebP or BMP file, got: {why}")
+
+
+def _damaged(path: Path, error: Exception) -> PhotoError:
+    return PhotoError(
+        f"{path}: expected a whole JPEG, PNG, TIFF, WebP or BMP file, got a damaged or truncated one ({error}); "
+        "copy or export it again"
+    )
