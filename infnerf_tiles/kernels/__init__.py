@@ -4,6 +4,7 @@
 arguments and takes its place in `for_device`.
 """
 
+import importlib
 from types import ModuleType
 
 import torch
@@ -18,10 +19,6 @@ def for_device(device: torch.device) -> ModuleType:
 
     The numba twin serves the CPU. Any other device runs the plain torch twin, which is slow but right.
     """
-    if device.type == "cpu":
-        from infnerf_tiles.kernels import cpu
-
-        return cpu
-    from infnerf_tiles.kernels import reference
-
-    return reference
+    # imported on demand: numba takes a second to load
+    twin = "cpu" if device.type == "cpu" else "reference"
+    return importlib.import_module(f"{__name__}.{twin}")

@@ -6,6 +6,7 @@ Legend
     O  occupancy cells per edge    D  length of the dense buffer in rows
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +114,7 @@ class Samples:
     t: Tensor
     """float32 [M]: distance of the sample's middle, world units."""
     dt: Tensor
-    """float32 [M]: its length, world units (scaled up where samples were thinned)."""
+    """float32 [M]: its length, world units; where samples were thinned, summed over those it stands for."""
     wanted: Tensor
     """float32 [M]: wanted level, not clamped."""
     slot: Tensor
@@ -121,7 +122,8 @@ class Samples:
     beta: Tensor
     """float32 [M]: weight of that node's residual."""
     position: Tensor
-    """float32 [M, 3]: in the cube of the node's treelet root, [0, 1)."""
+    """float32 [M, 3]: in the cube of the node's treelet root, [0, 1). Inside the node `slot` even after rounding, since
+    `encode` takes the place within a node from the position alone."""
     blend: Tensor
     """float32 [M]: weight of this treelet's output; the rest is the treelet above's."""
     slot_above: Tensor
@@ -145,3 +147,44 @@ def dense_grid_rows(cells: int) -> int:
 def dense_rows(base_cells: int, grids: int) -> int:
     """Rows of `grids` nested dense grids with base_cells, base_cells/2, ... cells."""
     return sum(dense_grid_rows(base_cells >> g) for g in range(grids))
+
+
+def table_is_dense(cells: int, table_size: int) -> bool:
+    """Whether a node's (N+1)^3 vertices fit its table without hashing."""
+    return (cells + 1) ** 3 <= table_size
+
+
+class Gradients:
+    """Gradient buffers of the trainable slots and dense rows, with a mark per vertex block that holds any gradient.
+
+    Kept outside autograd: a dense gradient tensor per step would cost more than the step. `adam` clears them.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        table_size: int,
+        dense_rows: int,
+        features: int,
+        num_levels: int,
+        num_dense: int,
+        device: torch.device | None = None,
+    ):
+        """Buffers of zeros.
+
+        Args:
+            slots: trainable nodes, slots 0 .. slots-1 of the arena. dense_rows: trainable rows at the start of `dense`.
+            num_levels: levels of the tallest trainable treelet. num_dense: the most dense grids a treelet has.
+        """
+        self.tables = torch.zeros((slots, table_size, features), device=device)
+        """float32 [slots, T, F]."""
+        self.dense = torch.zeros((dense_rows, features), device=device)
+        """float32 [dense_rows, F]."""
+        self.mark_tables = torch.zeros((slots, table_size // VERTEX_BLOCK), dtype=torch.uint8, device=device)
+        """uint8 [slots, T / 8]."""
+        self.mark_dense = torch.zeros(math.ceil(dense_rows / VERTEX_BLOCK), dtype=torch.uint8, device=device)
+        """uint8 [ceil(dense_rows / 8)]."""
+        self.num_levels = num_levels
+        self.num_dense = num_dense
+        self.anchor = torch.zeros((), requires_grad=True, device=device)
+        """What makes autograd call the backward pass although no tensor it knows of learns."""

@@ -94,7 +94,7 @@ def _backward(
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, ray_start: Tensor, sigma: Tensor, colour: Tensor, t: Tensor, dt: Tensor, stop: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         num = ray_start.shape[0] - 1
@@ -111,7 +111,7 @@ class _Composite(torch.autograd.Function):
         return out_colour, out_trans, out_depth, weights
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_colour: Tensor, grad_trans: Tensor, grad_depth: Tensor, grad_weights: Tensor
     ) -> tuple[None, Tensor, Tensor, None, None, None]:
         ray_start, sigma, colour, t, dt, weights = ctx.saved_tensors
@@ -139,7 +139,10 @@ def composite(
     Returns:
         colour [Q, 3] (premultiplied), transmittance [Q], depth [Q] (sum of w t) and weights [M].
     """
-    return _Composite.apply(ray_start, sigma.contiguous(), colour.contiguous(), t, dt, stop)  # type: ignore[no-any-return]
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _Composite.apply(  # type: ignore[no-untyped-call]
+        ray_start, sigma.contiguous(), colour.contiguous(), t.contiguous(), dt.contiguous(), stop
+    )
+    return result
 
 
 def composite_into(
@@ -161,6 +164,7 @@ def composite_into(
     """
     with parallel_region():
         _forward(
-            ray_start.numpy(), sigma.detach().numpy(), colour.detach().numpy(), t.numpy(), dt.numpy(), stop,
+            ray_start.numpy(), sigma.detach().contiguous().numpy(), colour.detach().contiguous().numpy(),
+            t.contiguous().numpy(), dt.contiguous().numpy(), stop,
             colour_out.numpy(), transmittance_out.numpy(), depth_out.numpy(), weights_out.numpy(),
         )  # fmt: skip

@@ -7,7 +7,6 @@ the eight parities: the backward pass gives every task its own parities and need
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,28 +15,26 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from infnerf_tiles.kernels.arena import VERTEX_BLOCK, Arena
+from infnerf_tiles.kernels.arena import Arena, Gradients, table_is_dense
 from infnerf_tiles.kernels.cpu.threads import parallel_region
+
+__all__ = ["Gradients", "encode", "encode_into", "table_is_dense"]
 
 _CHUNK = 512
 
 
 @njit(cache=True, inline="always")
-def _row(ix: int, iy: int, iz: int, cells: int, table_size: int, dense: bool) -> int:
+def _row(ix: int, iy: int, iz: int, cells: int, table_size: int, dense: bool) -> np.int64:
     """Row of vertex (ix, iy, iz) in a node's table."""
     if dense:
-        return (iz * (cells + 1) + iy) * (cells + 1) + ix
+        return np.int64((iz * (cells + 1) + iy) * (cells + 1) + ix)
     # primes of Teschner et al. 2003, applied to blocks of 2x2x2 vertices
-    h = (
-        np.uint32(ix >> 1)
-        ^ (np.uint32(iy >> 1) * np.uint32(2654435761))
-        ^ (np.uint32(iz >> 1) * np.uint32(805459861))
-    )
+    h = np.uint32(ix >> 1) ^ (np.uint32(iy >> 1) * np.uint32(2654435761)) ^ (np.uint32(iz >> 1) * np.uint32(805459861))
     block = np.int64(h & np.uint32((table_size >> 3) - 1))
     return block * 8 + (ix & 1) + 2 * (iy & 1) + 4 * (iz & 1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _forward_kernel(features: int) -> Callable[..., None]:
     """The forward kernel for a fixed number of features, so that the inner loop becomes one vector operation."""
 
@@ -57,9 +54,10 @@ def _forward_kernel(features: int) -> Callable[..., None]:
                 first = dense_offset[tree]
                 n = base_cells
                 for _ in range(dense_grids[tree]):
-                    ux, uy, uz = px * n, py * n, pz * n
+                    scale = np.float32(n)
+                    ux, uy, uz = px * scale, py * scale, pz * scale
                     ix, iy, iz = min(int(ux), n - 1), min(int(uy), n - 1), min(int(uz), n - 1)
-                    fx, fy, fz = ux - ix, uy - iy, uz - iz
+                    fx, fy, fz = ux - np.float32(ix), uy - np.float32(iy), uz - np.float32(iz)
                     for corner in range(8):
                         cx, cy, cz = corner & 1, (corner >> 1) & 1, corner >> 2
                         w = (
@@ -78,7 +76,7 @@ def _forward_kernel(features: int) -> Callable[..., None]:
                     scale = np.float32(cells * 2.0 ** (level[s] - top_level[tree]))
                     ux, uy, uz = px * scale, py * scale, pz * scale
                     gx, gy, gz = int(ux), int(uy), int(uz)
-                    fx, fy, fz = ux - gx, uy - gy, uz - gz
+                    fx, fy, fz = ux - np.float32(gx), uy - np.float32(gy), uz - np.float32(gz)
                     ix, iy, iz = gx & (cells - 1), gy & (cells - 1), gz & (cells - 1)
                     for corner in range(8):
                         cx, cy, cz = corner & 1, (corner >> 1) & 1, corner >> 2
@@ -93,10 +91,10 @@ def _forward_kernel(features: int) -> Callable[..., None]:
                     weight = np.float32(1.0)
                     s = parent[s]
 
-    return forward  # type: ignore[no-any-return]
+    return forward
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _backward_kernel(features: int) -> Callable[..., None]:
     @njit(cache=True, parallel=True, fastmath={"contract"})
     def backward(  # type: ignore[no-untyped-def]
@@ -105,7 +103,7 @@ def _backward_kernel(features: int) -> Callable[..., None]:
     ):  # fmt: skip
         num = position.shape[0]
         table_size = grad_tables.shape[1]
-        # a task owns four tasks' worth of parities (y, z) of one grid of the chain: nobody else writes those rows
+        # a task owns one of the four parities (y, z) of one grid of the chain: nobody else writes those rows
         for task in prange(4 * (num_levels + num_dense)):
             grid = task // 4
             oy, oz = task & 1, (task >> 1) & 1
@@ -120,9 +118,10 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                     for _ in range(nested):
                         first += ((n + 1) ** 3 + 7) // 8 * 8
                         n >>= 1
-                    ux, uy, uz = position[m, 0] * n, position[m, 1] * n, position[m, 2] * n
+                    scale = np.float32(n)
+                    ux, uy, uz = position[m, 0] * scale, position[m, 1] * scale, position[m, 2] * scale
                     ix, iy, iz = min(int(ux), n - 1), min(int(uy), n - 1), min(int(uz), n - 1)
-                    fx, fy, fz = ux - ix, uy - iy, uz - iz
+                    fx, fy, fz = ux - np.float32(ix), uy - np.float32(iy), uz - np.float32(iz)
                     cy, cz = (iy & 1) ^ oy, (iz & 1) ^ oz
                     wyz = (fy if cy else np.float32(1.0) - fy) * (fz if cz else np.float32(1.0) - fz)
                     for cx in range(2):
@@ -144,7 +143,7 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                 scale = np.float32(cells * 2.0**grid)
                 ux, uy, uz = position[m, 0] * scale, position[m, 1] * scale, position[m, 2] * scale
                 gx, gy, gz = int(ux), int(uy), int(uz)
-                fx, fy, fz = ux - gx, uy - gy, uz - gz
+                fx, fy, fz = ux - np.float32(gx), uy - np.float32(gy), uz - np.float32(gz)
                 ix, iy, iz = gx & (cells - 1), gy & (cells - 1), gz & (cells - 1)
                 cy, cz = (iy & 1) ^ oy, (iz & 1) ^ oz
                 wyz = weight * (fy if cy else np.float32(1.0) - fy) * (fz if cz else np.float32(1.0) - fz)
@@ -155,29 +154,25 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                     for f in range(features):
                         grad_tables[s, row, f] += w * gradient[m, f]
 
-    return backward  # type: ignore[no-any-return]
-
-
-def table_is_dense(cells: int, table_size: int) -> bool:
-    """Whether a node's (N+1)^3 vertices fit its table without hashing."""
-    return (cells + 1) ** 3 <= table_size
+    return backward
 
 
 def encode_into(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor) -> None:
     """Write the features of M samples to `out` (float32 [M, F]); no gradient. Arguments as in `encode`."""
     with parallel_region():
         _forward_kernel(arena.features)(
-            position.numpy(), slot.numpy(), beta.numpy(), arena.tables.detach().numpy(), arena.level.numpy(),
-            arena.parent.numpy(), arena.treelet.numpy(), arena.top_level.numpy(), arena.dense.detach().numpy(),
-            arena.dense_offset.numpy(), arena.dense_grids.numpy(), arena.cells, arena.base_cells,
+            position.contiguous().numpy(), slot.contiguous().numpy(), beta.contiguous().numpy(),
+            arena.tables.detach().numpy(), arena.level.numpy(), arena.parent.numpy(), arena.treelet.numpy(),
+            arena.top_level.numpy(), arena.dense.detach().numpy(), arena.dense_offset.numpy(),
+            arena.dense_grids.numpy(), arena.cells, arena.base_cells,
             table_is_dense(arena.cells, arena.table_size), out.numpy(),
         )  # fmt: skip
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, anchor: Tensor, position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients: "Gradients"
+    def forward(
+        ctx: Any, anchor: Tensor, position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients: Gradients
     ) -> Tensor:
         out = torch.empty((position.shape[0], arena.features))
         encode_into(position, slot, beta, arena, out)
@@ -186,12 +181,13 @@ class _Encode(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         position, slot, beta = ctx.saved_tensors
         arena, gradients = ctx.arena, ctx.gradients
         with parallel_region():
             _backward_kernel(arena.features)(
-                position.numpy(), slot.numpy(), beta.numpy(), grad.contiguous().numpy(), arena.level.numpy(),
+                position.contiguous().numpy(), slot.contiguous().numpy(), beta.contiguous().numpy(),
+                grad.contiguous().numpy(), arena.level.numpy(),
                 arena.parent.numpy(), arena.treelet.numpy(), arena.top_level.numpy(), arena.dense_offset.numpy(),
                 arena.dense_grids.numpy(), arena.cells, arena.base_cells,
                 table_is_dense(arena.cells, arena.table_size), gradients.num_levels, gradients.num_dense,
@@ -199,22 +195,6 @@ class _Encode(torch.autograd.Function):
                 gradients.mark_tables.numpy(), gradients.mark_dense.numpy(),
             )  # fmt: skip
         return torch.zeros(()), None, None, None, None, None
-
-
-class Gradients:
-    """Gradient buffers of the trainable slots and dense rows, with a mark per vertex block that holds any gradient.
-
-    Kept outside autograd: a dense gradient tensor per step would cost more than the step. `adam` clears them.
-    """
-
-    def __init__(self, slots: int, table_size: int, dense_rows: int, features: int, num_levels: int, num_dense: int):
-        self.tables = torch.zeros((slots, table_size, features))
-        self.dense = torch.zeros((dense_rows, features))
-        self.mark_tables = torch.zeros((slots, table_size // VERTEX_BLOCK), dtype=torch.uint8)
-        self.mark_dense = torch.zeros(math.ceil(dense_rows / VERTEX_BLOCK), dtype=torch.uint8)
-        self.num_levels = num_levels
-        self.num_dense = num_dense
-        self.anchor = torch.zeros((), requires_grad=True)
 
 
 def encode(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients: Gradients) -> Tensor:
@@ -228,4 +208,7 @@ def encode(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients
     Returns:
         float32 [M, F].
     """
-    return _Encode.apply(gradients.anchor, position, slot, beta, arena, gradients)  # type: ignore[no-any-return]
+    features: Tensor = _Encode.apply(  # type: ignore[no-untyped-call]
+        gradients.anchor, position, slot, beta, arena, gradients
+    )
+    return features

@@ -40,7 +40,6 @@ def _next_sample(
     log_q: float,
     lambda_near: float,
     root: int,
-    level: Int32,
     children: Int32,
     occupancy: UInt8,
     any_occupied: UInt8,
@@ -141,7 +140,6 @@ def _count(
     lod_bias: float,
     limit: int,
     root: int,
-    level: Int32,
     children: Int32,
     occupancy: UInt8,
     any_occupied: UInt8,
@@ -166,7 +164,7 @@ def _count(
         while n < limit:
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
-                root, level, children, occupancy, any_occupied, cells,
+                root, children, occupancy, any_occupied, cells,
             )  # fmt: skip
             if found[1] < 0:
                 i = -1
@@ -175,6 +173,15 @@ def _count(
             i = found[0] + 1
         counts[q] = n
         ends[q] = i
+
+
+@njit(cache=True, inline="always")
+def _round_inside(u: float, nodes: float) -> np.float32:
+    """Coordinate u as float32, inside the same of `nodes` equal parts of [0, 1) as u is."""
+    rounded = np.float32(u)
+    # a part's faces are float32 numbers, so rounding can only reach the upper one, where the next part begins
+    upper = np.float32((math.floor(u * nodes) + 1.0) / nodes)
+    return np.nextafter(upper, np.float32(0.0)) if rounded >= upper else rounded
 
 
 @njit(cache=True, parallel=True)
@@ -189,17 +196,16 @@ def _fill(
     gsd_root: float,
     lod_bias: float,
     root: int,
-    level: Int32,
     children: Int32,
     occupancy: UInt8,
     any_occupied: UInt8,
     cells: int,
+    level: Int32,
     treelet: Int32,
     lambda_max: Float32,
     top_level: Int32,
     top_xyz: Int64,
     above: Int32,
-    stride: Int64,
     counts: Int64,
     ray_start: Int64,
     out_ray: Int32,
@@ -214,7 +220,8 @@ def _fill(
     out_position_above: Float32,
 ) -> None:
     for q in prange(origins.shape[0]):
-        if ray_start[q + 1] == ray_start[q]:
+        kept = ray_start[q + 1] - ray_start[q]
+        if kept == 0:
             continue
         c = step * footprint[q]
         log_q = math.log1p(c)
@@ -224,49 +231,59 @@ def _fill(
         dx, dy, dz = directions[q, 0], directions[q, 1], directions[q, 2]
         first, last = _step_range(ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q)
         i = max(first, start[q])
-        m = ray_start[q]
-        phase = (stride[q] - 1) // 2
+        # thinning: run j of neighbouring samples, [j counts / kept, (j + 1) counts / kept), keeps its middle one
+        j = 0
+        middle, end = (counts[q] // kept - 1) // 2, counts[q] // kept
+        length = 0.0
         for n in range(counts[q]):
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
-                root, level, children, occupancy, any_occupied, cells,
+                root, children, occupancy, any_occupied, cells,
             )  # fmt: skip
             i = found[0] + 1
-            if n % stride[q] != phase or m >= ray_start[q + 1]:
-                continue
+            m = ray_start[q] + j
             slot, wanted, t = found[1], found[2], found[3]
-            lev = level[slot]
-            beta = 1.0
-            if lev > 0:
-                beta = min(max(min(wanted, lambda_max[slot]) - (lev - 1), 0.0), 1.0)
-            tree = treelet[slot]
-            top = top_level[tree]
-            blend = 1.0
-            other = -1
-            if lev == top and beta < 1.0 and above[tree] >= 0:
-                blend = beta
+            place = (found[4], found[5], found[6])
+            length += t * c / (1.0 + 0.5 * c)
+            if n == middle:
+                lev = level[slot]
                 beta = 1.0
-                other = above[tree]
-            scale = 2.0**top
-            out_ray[m] = q
-            out_t[m] = t
-            out_dt[m] = t * c / (1.0 + 0.5 * c) * stride[q]
-            out_wanted[m] = wanted
-            out_slot[m] = slot
-            out_beta[m] = beta
-            out_blend[m] = blend
-            out_slot_above[m] = other
-            for a in range(3):
-                out_position[m, a] = found[4 + a] * scale - top_xyz[tree, a]
-            if other >= 0:
-                tree = treelet[other]
-                scale = 2.0 ** top_level[tree]
+                if lev > 0:
+                    beta = min(max(min(wanted, lambda_max[slot]) - (lev - 1), 0.0), 1.0)
+                tree = treelet[slot]
+                top = top_level[tree]
+                blend = 1.0
+                other = -1
+                if lev == top and beta < 1.0 and above[tree] >= 0:
+                    blend = beta
+                    beta = 1.0
+                    other = above[tree]
+                out_ray[m] = q
+                out_t[m] = t
+                out_wanted[m] = wanted
+                out_slot[m] = slot
+                out_beta[m] = beta
+                out_blend[m] = blend
+                out_slot_above[m] = other
+                scale = 2.0**top
                 for a in range(3):
-                    out_position_above[m, a] = found[4 + a] * scale - top_xyz[tree, a]
-            else:
-                for a in range(3):
-                    out_position_above[m, a] = 0.0
-            m += 1
+                    out_position[m, a] = _round_inside(place[a] * scale - top_xyz[tree, a], 2.0 ** (lev - top))
+                if other >= 0:
+                    tree = treelet[other]
+                    top = top_level[tree]
+                    scale = 2.0**top
+                    nodes = 2.0 ** (level[other] - top)
+                    for a in range(3):
+                        out_position_above[m, a] = _round_inside(place[a] * scale - top_xyz[tree, a], nodes)
+                else:
+                    for a in range(3):
+                        out_position_above[m, a] = 0.0
+            if n == end - 1:
+                out_dt[m] = length
+                length = 0.0
+                j += 1
+                begin, end = end, (j + 1) * counts[q] // kept
+                middle = (begin + end - 1) // 2
 
 
 def march(
@@ -284,34 +301,39 @@ def march(
         rays: the packet, Q rays.
         arena: resident nodes.
         settings: lattice and level-of-detail constants.
-        start: int64 [Q], lattice step to start from (what `next_step` returned); -1 leaves the ray out. None: all start.
+        start: int64 [Q], lattice step to start from (what `next_step` returned); -1 leaves the ray out. None: all
+            start at their first.
         limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
-        keep: thin a ray evenly to at most that many samples and scale dt by the stride (training). None keeps all.
+        keep: thin a ray evenly to at most that many samples (training): of each run of neighbours the middle one stays
+            and takes the summed length of all. None keeps all.
     """
-    o, d = rays.origins.numpy(), rays.directions.numpy()
-    footprint, offset = rays.footprint.numpy(), rays.offset.numpy()
-    num = o.shape[0]
-    begin = np.zeros(num, np.int64) if start is None else start.numpy()
+    num = rays.origins.shape[0]
+    packet = tuple(
+        np.ascontiguousarray(x.numpy()) for x in (rays.origins, rays.directions, rays.footprint, rays.offset)
+    )
+    o, d, footprint, offset = packet
+    begin = np.zeros(num, np.int64) if start is None else np.ascontiguousarray(start.numpy())
     counts = np.zeros(num, np.int64)
     ends = np.empty(num, np.int64)
-    tree = (arena.root, arena.level.numpy(), arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy())
-    lattice = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)
+    children, occupancy, any_occupied = arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy()
+    near, step, gsd_root, lod_bias = settings.near, settings.step, settings.gsd_root, settings.lod_bias
     most = np.iinfo(np.int64).max if limit is None else limit
     with parallel_region():
-        _count(o, d, footprint, offset, begin, *lattice, most, *tree, arena.occupancy_cells, counts, ends)
-        stride = np.ones(num, np.int64) if keep is None else np.maximum(1, -(-counts // keep))
-        # samples kept: those at phase, phase+stride, ... below counts
-        kept = (counts - (stride - 1) // 2 + stride - 1) // stride
+        _count(
+            o, d, footprint, offset, begin, near, step, gsd_root, lod_bias, most,
+            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, counts, ends,
+        )  # fmt: skip
         ray_start = np.zeros(num + 1, np.int64)
-        np.cumsum(np.where(counts > 0, kept, 0), out=ray_start[1:])
+        np.cumsum(counts if keep is None else np.minimum(counts, keep), out=ray_start[1:])
         m = int(ray_start[-1])
         ray, slot, slot_above = (np.empty(m, np.int32) for _ in range(3))
         t, dt, wanted, beta, blend = (np.empty(m, np.float32) for _ in range(5))
         position, position_above = np.empty((m, 3), np.float32), np.empty((m, 3), np.float32)
         _fill(
-            o, d, footprint, offset, begin, *lattice, *tree, arena.occupancy_cells,
+            o, d, footprint, offset, begin, near, step, gsd_root, lod_bias,
+            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, arena.level.numpy(),
             arena.treelet.numpy(), arena.lambda_max.numpy(), arena.top_level.numpy(), arena.top_xyz.numpy(),
-            arena.above.numpy(), stride, counts, ray_start,
+            arena.above.numpy(), counts, ray_start,
             ray, t, dt, wanted, slot, beta, position, blend, slot_above, position_above,
         )  # fmt: skip
     as_tensor = torch.from_numpy

@@ -19,7 +19,8 @@ def set_threads(count: int | None = None) -> int:
     dask's nanny sets OMP_NUM_THREADS=1, so a task that wants more must call this itself.
     """
     wanted = count if count is not None else (os.cpu_count() or 1)
-    wanted = max(1, min(wanted, numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    wanted = max(1, min(wanted, most))
     numba.set_num_threads(wanted)
     torch.set_num_threads(wanted)
     return wanted
@@ -39,7 +40,7 @@ def parallel_region() -> Iterator[None]:
         yield
         if _layer_is_safe is None:
             with contextlib.suppress(ValueError):
-                layer = numba.threading_layer()
+                layer = numba.threading_layer()  # type: ignore[attr-defined]
                 _layer_is_safe = layer in ("omp", "tbb")
                 if not _layer_is_safe:
                     warnings.warn(

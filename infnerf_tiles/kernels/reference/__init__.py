@@ -1,0 +1,12 @@
+"""Plain torch twins of the kernels: readable, slow, on any device. What the fast twins are tested against.
+
+They work in the number format they are given (float64 parameters give float64 results); positions and other sample
+columns come out in the format of the arena's tables.
+"""
+
+from infnerf_tiles.kernels.reference.adam import adam
+from infnerf_tiles.kernels.reference.composite import composite, composite_into
+from infnerf_tiles.kernels.reference.encode import encode, encode_into
+from infnerf_tiles.kernels.reference.march import march
+
+__all__ = ["adam", "composite", "composite_into", "encode", "encode_into", "march"]
