@@ -131,6 +131,32 @@ def test_points_beyond_the_fold_or_behind_are_not_valid() -> None:
     assert valid.tolist() == [True, True, True, False, False, False, False]
 
 
+def test_angles_beyond_a_fisheyes_fold_are_not_valid() -> None:
+    camera = Camera("OPENCV_FISHEYE", 640, 480, (200.0, 200.0, 320.0, 240.0, -0.3, 0.0, 0.0, 0.0))
+    # g(θ) = θ − 0.3 θ³ turns at 1 / sqrt(0.9) = 60.4 degrees
+    angles = np.radians([60.0, 61.0, 120.0])
+    _, valid = project(camera, np.column_stack([np.sin(angles), np.zeros(3), np.cos(angles)]))
+    assert valid.tolist() == [True, False, False]
+
+
+def test_points_where_tangential_distortion_folds_over_are_not_valid() -> None:
+    camera = Camera("OPENCV", 640, 480, (500.0, 500.0, 320.0, 240.0, 0.0, 0.0, 0.0, 0.3))
+    # u = x + 0.9 x² turns at x = −1 / 1.8
+    _, valid = project(camera, np.array([[-0.55, 0, 1.0], [-0.56, 0, 1.0], [0.56, 0, 1.0]]))
+    assert valid.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("camera", [CAMERAS[4], CAMERAS[5], CAMERAS[9]], ids=lambda camera: str(camera.model))
+def test_the_jacobian_is_the_derivative(camera: Camera) -> None:
+    x, y = np.random.default_rng(0).uniform(-0.7, 0.7, (2, 50))
+    distort, h = camera.distortion._distort, 1e-6
+    _, _, xx, cross, yy = distort(x, y)
+    along_x = (np.array(distort(x + h, y)[:2]) - np.array(distort(x - h, y)[:2])) / (2 * h)
+    along_y = (np.array(distort(x, y + h)[:2]) - np.array(distort(x, y - h)[:2])) / (2 * h)
+    np.testing.assert_allclose(along_x, [xx, cross], atol=1e-8)
+    np.testing.assert_allclose(along_y, [cross, yy], atol=1e-8)
+
+
 def test_a_fisheye_sees_beside_and_behind_itself() -> None:
     wide = Camera("OPENCV_FISHEYE", 2000, 2000, (300.0, 300.0, 1000.0, 1000.0, 0.0, 0.0, 0.0, 0.0))
     points = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, -1.0], [0.0, 0.0, 2.0], [0.0, 0.0, -2.0]])
