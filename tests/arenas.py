@@ -1,6 +1,7 @@
 """Random octrees, arenas and rays for the kernels' tests."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from infnerf_tiles.arrays import Bool, Float64, Int64
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import child_keys, encode_keys
 from infnerf_tiles.geometry.octree import Octree, cut
-from infnerf_tiles.kernels.arena import Arena, Rays, dense_rows
+from infnerf_tiles.kernels.arena import Arena, Rays, Samples, dense_rows
 
 ROOT_KEY = int(encode_keys(0, np.zeros((1, 3), np.int64))[0])
 
@@ -174,3 +175,21 @@ def node_corners(arena: Arena) -> tuple[Float64, Float64]:
                 edge[below] = edge[slot] / 2
                 corner[below] = corner[slot] + edge[below] * np.array([c & 1, (c >> 1) & 1, c >> 2])
     return corner, edge
+
+
+def full_octree(depth: int) -> Octree:
+    """Every node down to `depth`."""
+    cells = np.stack(np.unravel_index(np.arange(8**depth), (2**depth,) * 3), axis=1)
+    return Octree.from_keys(encode_keys(depth, cells))
+
+
+def chain_octree(level: int, point: Float64) -> Octree:
+    """One node per level down to `level`, all around a point of the unit cube."""
+    cells = np.floor(point * float(1 << level)).astype(np.int64)
+    return Octree.from_keys(encode_keys(level, cells[None]))
+
+
+def differing(a: Samples, b: Samples) -> list[str]:
+    """Names of the columns that are not bit-equal."""
+    names = [field.name for field in fields(Samples)]
+    return [name for name in names if not torch.equal(getattr(a, name), getattr(b, name))]
