@@ -59,9 +59,10 @@ class ArrayLayout:
         }
 
 
-def create_array(store: GuardedStore, layout: ArrayLayout) -> None:
+def create_array(store: GuardedStore, layout: ArrayLayout) -> "zarr.Array[Any]":
     """Write the array's metadata; its chunks come later, one by one."""
     store.write_bytes(document_key(layout.path), json.dumps(layout.document(), indent=1).encode())
+    return assume_array(store, layout)
 
 
 def open_array(store: GuardedStore, layout: ArrayLayout, *, may_grow: bool = False) -> "zarr.Array[Any]":
@@ -82,10 +83,7 @@ def open_array(store: GuardedStore, layout: ArrayLayout, *, may_grow: bool = Fal
                 f"scene {store.name}: {document_key(layout.path)}: expected {field} {expected[field]}, got "
                 f"{document.get(field)}; run 'verify --repair'"
             )
-    store.expect_chunks(layout.path, layout.chunk_bytes, layout.compressed)
-    # A row of zeros must be stored like any other, because a missing chunk means a missing row.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        return zarr.Array.from_dict(StorePath(store, layout.path), expected)
+    return assume_array(store, layout)
 
 
 def read_column(store: GuardedStore, layout: ArrayLayout) -> AnyArray:
@@ -103,9 +101,17 @@ def read_column(store: GuardedStore, layout: ArrayLayout) -> AnyArray:
 
 def write_column(store: GuardedStore, layout: ArrayLayout, values: AnyArray) -> None:
     """Create an array of one chunk and fill it."""
-    create_array(store, layout)
+    array = create_array(store, layout)
     if values.size:
-        open_array(store, layout)[...] = values
+        array[...] = values
+
+
+def assume_array(store: GuardedStore, layout: ArrayLayout) -> "zarr.Array[Any]":
+    """The array that `layout` describes, without a look at its metadata."""
+    store.expect_chunks(layout.path, layout.chunk_bytes, layout.compressed)
+    # A row of zeros must be stored like any other, because a missing chunk means a missing row.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.Array.from_dict(StorePath(store, layout.path), layout.document())
 
 
 def _first_length(document: dict[str, Any]) -> int | None:

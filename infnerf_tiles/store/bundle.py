@@ -64,8 +64,7 @@ def write_bundle(
     versions = _versions(store, path)
     version = max(versions, default=0) + 1
     layout = _layout(path, version, schema, compressed)
-    create_array(store, layout)
-    data = open_array(store, layout)
+    data = create_array(store, layout)
     for start in range(0, schema.row_bytes, layout.chunk[0]):
         block = np.zeros(min(layout.chunk[0], schema.row_bytes - start), dtype=np.uint8)
         for spec, inside, outside in _overlaps(schema, start, start + len(block)):

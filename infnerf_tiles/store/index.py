@@ -146,6 +146,18 @@ class SceneIndex:
         _require(bool(together.all()), "treelets: expected a node and its parent in one treelet, up to its root")
 
 
+def plan_again(index: SceneIndex, treelet_rows: AnyArray) -> SceneIndex:
+    """A copy of `index` in which these treelets (int[k] rows) and their nodes are planned, without slots."""
+    copy = SceneIndex(**{field: getattr(index, field).copy() for field, _ in _columns().values()})
+    nodes = np.isin(copy.treelets, treelet_rows)
+    copy.states[nodes] = NodeState.PLANNED
+    copy.slots[nodes] = NO_SLOT
+    copy.lambda_max[nodes] = 0.0
+    copy.treelet_states[treelet_rows] = TreeletState.PLANNED
+    copy.base_slots[treelet_rows] = NO_SLOT
+    return copy
+
+
 def _columns() -> dict[str, tuple[str, str]]:
     return _NODE_COLUMNS | _TREELET_COLUMNS
 

@@ -15,10 +15,21 @@ from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.bundle import Bundle, drop_bundle, read_bundle, write_bundle
 from infnerf_tiles.store.documents import fingerprint
-from infnerf_tiles.store.index import NO_SLOT, TreeletState
+from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState, plan_again
+from infnerf_tiles.store.row_arrays import RowKind
 from infnerf_tiles.store.scene_store import SceneStore
 
-__all__ = ["JournalRecord", "drop_record", "fingerprint", "read_all", "read_record", "record_names", "write_record"]
+__all__ = [
+    "JournalRecord",
+    "apply_record",
+    "drop_record",
+    "fingerprint",
+    "read_all",
+    "read_record",
+    "record_names",
+    "rows_exist",
+    "write_record",
+]
 _log = logging.getLogger(__name__)
 _NODE_ARRAYS = {"keys": np.int64, "slots": np.int32, "lambda_max": np.float32, "want_children": np.int64}
 
@@ -65,6 +76,34 @@ class JournalRecord:
                 f"journal nodes: expected equally many keys, slots and lambda_max, got {len(self.keys)}, "
                 f"{len(self.slots)} and {len(self.lambda_max)}"
             )
+
+
+def apply_record(index: SceneIndex, record: JournalRecord) -> SceneIndex | None:
+    """`index` with what the record says about its treelet; None if it does not know the treelet or all of its nodes.
+
+    Nodes of the treelet that the record does not name become planned. Nothing is added: growth is the caller's.
+    """
+    row = np.flatnonzero(index.root_keys == NodeId.parse(record.treelet).key)
+    at = np.minimum(np.searchsorted(index.keys, record.keys), max(index.num_nodes - 1, 0))
+    if len(row) != 1 or not ((index.keys[at] == record.keys) & (index.treelets[at] == row[0])).all():
+        return None
+    changed = plan_again(index, row)
+    changed.treelet_states[row] = record.status
+    if record.status == TreeletState.TRAINED:
+        changed.slots[at] = record.slots
+        changed.lambda_max[at] = record.lambda_max
+        changed.states[at] = NodeState.TRAINED
+        changed.base_slots[row] = record.base_slot
+    return changed
+
+
+def rows_exist(store: SceneStore, record: JournalRecord) -> bool:
+    """Whether every row that a trained treelet's record names is stored (not whether it is intact)."""
+    kinds: tuple[RowKind, ...] = ("params", "occupancy")
+    keys = [store.row_key(kind, slot) for slot in record.slots.tolist() for kind in kinds]
+    if record.base_slot != NO_SLOT:
+        keys.append(store.row_key("base", record.base_slot))
+    return all(store.data.has(key) for key in keys)
 
 
 def treelet_folder(area: str, treelet: str) -> str:

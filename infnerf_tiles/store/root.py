@@ -7,12 +7,12 @@ from typing import Any
 from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError, StoreFormatError
 from infnerf_tiles.store.documents import check_group, read_document
 from infnerf_tiles.store.guarded import GuardedStore
+from infnerf_tiles.store.row_arrays import ROW_KINDS
 from infnerf_tiles.store.schema import FORMAT_VERSION, MAX_SLOTS, MAX_TREELETS, SceneHeader
 
-ROW_ARRAYS = ("params", "occupancy", "base")
 CONTAINERS = ("index", "journal", "scratch")
 SMALL_GROUPS = ("decoder", "appearance", "background", "cameras")
-KNOWN_NAMES = frozenset((*ROW_ARRAYS, *CONTAINERS, *SMALL_GROUPS, "pixels"))
+KNOWN_NAMES = frozenset((*ROW_KINDS, *CONTAINERS, *SMALL_GROUPS, "pixels"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,21 +10,26 @@ import zarr
 
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import DamagedNodeError, StoreError
-from infnerf_tiles.store.array_layout import DECODE_ERRORS, ArrayLayout, create_array, open_array
+from infnerf_tiles.store.array_layout import DECODE_ERRORS, ArrayLayout, assume_array, create_array, open_array
 from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.schema import MAX_SLOTS, MAX_TREELETS, SceneHeader
 
 RowKind = Literal["params", "occupancy", "base"]
-_KINDS: tuple[RowKind, ...] = ("params", "occupancy", "base")
+ROW_KINDS: tuple[RowKind, ...] = ("params", "occupancy", "base")
 
 
 class RowArrays:
-    """Reads and writes rows; opens each array once and again when a slot lies beyond the length it knows."""
+    """Reads and writes rows; opens each array once and again when a slot lies beyond the length it knows.
 
-    def __init__(self, store: GuardedStore, header: SceneHeader) -> None:
+    The metadata of `assumed` kinds is not read but taken to be what the header implies: it follows from the header, so
+    rows can be read when it is lost.
+    """
+
+    def __init__(self, store: GuardedStore, header: SceneHeader, assumed: Collection[str] = ()) -> None:
         self._store = store
+        self._assumed = assumed
         self._layouts: dict[str, ArrayLayout] = {}
-        for kind in _KINDS:
+        for kind in ROW_KINDS:
             schema = header.rows[kind]
             # `base` keeps its grid shape for other readers; a node's row is flat so that tensors can be added to it
             shape = schema.tensors[0].shape if kind == "base" else (schema.row_length,)
@@ -34,10 +40,14 @@ class RowArrays:
         self._open: dict[str, zarr.Array[Any]] = {}
         self._lock = threading.Lock()
 
-    def write_metadata(self) -> None:
+    def write_metadata(self, kinds: Sequence[str] = ROW_KINDS) -> None:
         """Create the arrays, or write their metadata anew."""
-        for layout in self._layouts.values():
-            create_array(self._store, layout)
+        for kind in kinds:
+            create_array(self._store, self._layouts[kind])
+
+    def check_metadata(self, kind: RowKind) -> None:
+        """DamagedStoreError unless the array's metadata is what it should be."""
+        open_array(self._store, self._layouts[kind], may_grow=True)
 
     def chunk_key(self, kind: RowKind, slot: int) -> str:
         """Key of a row's object."""
@@ -89,7 +99,10 @@ class RowArrays:
         with self._lock:
             array = self._open.get(kind)
             if array is None or slot >= array.shape[0]:
-                array = self._open[kind] = open_array(self._store, self._layouts[kind], may_grow=True)
+                layout = self._layouts[kind]
+                assumed = kind in self._assumed
+                array = assume_array(self._store, layout) if assumed else open_array(self._store, layout, may_grow=True)
+                self._open[kind] = array
             return array
 
 

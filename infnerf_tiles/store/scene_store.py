@@ -45,6 +45,7 @@ class SceneStore:
         self._writable = writable
         self._lock = lock_of(data.local_root if writable else None)
         self._rows = RowArrays(data, root.header)
+        self._known: tuple[int, AnyArray, AnyArray] | None = None  # a generation and the slots that it names
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -166,6 +167,11 @@ class SceneStore:
         """float16[V, V, V, F] base grid; DamagedNodeError if it is missing or fails its checksum."""
         return self._rows.read("base", treelet_slot)
 
+    @property
+    def rows(self) -> RowArrays:
+        """The row arrays, for the other modules of this package."""
+        return self._rows
+
     def row_key(self, kind: RowKind, slot: int) -> str:
         """Key of a row's one object in the Zarr store."""
         return self._rows.chunk_key(kind, slot)
@@ -178,10 +184,10 @@ class SceneStore:
 
     def read_small(self, group: SmallGroup) -> dict[str, AnyArray]:
         """The arrays of a small group; StoreError if it was never written, DamagedStoreError if it is damaged."""
-        return self._read_group(group).arrays
+        return self.read_group(group).arrays
 
-    def has_small(self, group: SmallGroup | Literal["cameras"]) -> bool:
-        """Whether the group was ever written."""
+    def has_small(self, group: str) -> bool:
+        """Whether the group (a small one, or "cameras") was ever written."""
         return self._data.has(document_key(_small_path(group)))
 
     def write_cameras(self, cameras: PosedCameras, names: tuple[str, ...], is_test: Bool) -> None:
@@ -191,13 +197,14 @@ class SceneStore:
 
     def read_cameras(self) -> StoredCameras:
         """(cameras, names, is_test) as they were written."""
-        return cameras_from_bundle(self._read_group("cameras"), self.name)
+        return cameras_from_bundle(self.read_group("cameras"), self.name)
 
     def _write_group(self, group: str, arrays: Mapping[str, AnyArray], meta: Mapping[str, Any]) -> None:
         self.check_writable()
         bundle.write_bundle(self._data, _small_path(group), arrays, meta)
 
-    def _read_group(self, group: str) -> bundle.Bundle:
+    def read_group(self, group: str) -> bundle.Bundle:
+        """A small group with its facts; errors as `read_small`."""
         try:
             found = bundle.read_bundle(self._data, _small_path(group))
         except DamagedStoreError as error:
@@ -252,6 +259,7 @@ class SceneStore:
             raise DamagedStoreError(
                 f"scene {self.name}: index generation {generation} contradicts itself ({error}); run 'verify --repair'"
             ) from error
+        self._known = (generation, index.slots.copy(), index.base_slots.copy())
         return index
 
     def commit(self, index: SceneIndex) -> int:
@@ -275,6 +283,7 @@ class SceneStore:
             write_generation(self._data, generation, index, committed.to_json())
             self._save(committed)
             self._root = committed
+            self._known = (generation, index.slots.copy(), index.base_slots.copy())
             for old in taken:
                 if old != root.generation:
                     self._data.remove_folder(generation_path(old))
@@ -323,6 +332,8 @@ class SceneStore:
                     )
 
     def _former_slots(self, root: RootState) -> tuple[AnyArray, AnyArray]:
+        if self._known is not None and self._known[0] == root.generation:
+            return self._known[1:]
         try:
             former = self.read_generation(root.generation)
         except DamagedStoreError:  # a repair replaces it: then everything is new

@@ -105,9 +105,9 @@ def train_treelet(store: SceneStore, index: SceneIndex, row: int, seed: int = 0)
     return TrainedTreelet(replace(index, **columns), record)
 
 
-def trained_scene(store: SceneStore, seed: int = 0) -> SceneIndex:
-    """Train and commit every treelet, with a decoder, an appearance and cameras; returns the committed index."""
-    index = planned_index(store)
+def trained_scene(store: SceneStore, seed: int = 0, keys: list[int] | None = None) -> SceneIndex:
+    """Train and commit every treelet, with a decoder and an appearance; returns the committed index."""
+    index = planned_index(store, keys)
     store.commit(index)
     rng = np.random.default_rng(seed)
     store.write_small("decoder", {"w0": rng.standard_normal((4, 8)).astype(np.float32), "b0": np.zeros(8, np.float32)})

@@ -1,0 +1,207 @@
+"""verify names exactly what is damaged; repair leaves a scene that can be used."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_scenes import bits, header, planned_index, table, train_treelet, trained_scene
+
+from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError
+from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.journal import read_record, write_record
+from infnerf_tiles.store.repair import recover_root, repair
+from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.store.verify import VerifyReport, verify
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("intact") / "scene.zarr"
+    with SceneStore.create(path, header()) as store:
+        trained_scene(store)
+    return path
+
+
+@pytest.fixture
+def scene(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "scene.zarr"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+def slot_of(index: SceneIndex, node: str) -> int:
+    return int(index.slots[index.keys == NodeId.parse(node).key][0])
+
+
+def check(path: Path) -> VerifyReport:
+    return verify(SceneStore.open(path))
+
+
+def test_an_intact_scene(scene: Path) -> None:
+    seen = []
+    report = verify(SceneStore.open(scene), lambda done, total: seen.append((done, total)))
+    assert report.ok
+    assert (report.nodes_checked, report.bases_checked, report.generation) == (9, 4, 2)
+    assert seen[-1] == (22, 22)
+    assert report.to_json()["ok"] is True
+
+
+def test_damaged_nodes_are_named_exactly_and_repaired(scene: Path) -> None:
+    store = SceneStore.open(scene, "r+")
+    before = store.read_index()
+    flip(scene / f"params/c.{slot_of(before, 'L2/3-3-3')}.0")
+    flip(scene / f"occupancy/c.{slot_of(before, 'L2/3-3-3')}.0")
+    (scene / f"occupancy/c.{slot_of(before, 'L1/0-0-0')}.0").unlink()
+    report = check(scene)
+    assert sorted(report.damaged_nodes) == ["L1/0-0-0", "L2/3-3-3"]
+    assert report.damaged_treelets == ("L0/0-0-0", "L2/3-3-3")
+    assert len(report.damage) == 2
+
+    done = repair(store, report)
+    assert done.planned_treelets == done.dropped_records == ("L0/0-0-0", "L2/3-3-3")
+    assert check(scene).ok
+    after = SceneStore.open(scene).read_index()
+    again = np.isin(after.root_keys, [NodeId.parse(name).key for name in done.planned_treelets])
+    assert (after.treelet_states == np.where(again, TreeletState.PLANNED, TreeletState.TRAINED)).all()
+    assert (after.states == np.where(again[after.treelets], NodeState.PLANNED, NodeState.TRAINED)).all()
+    assert (after.slots == np.where(again[after.treelets], -1, before.slots)).all()
+    assert (after.base_slots == np.where(again, -1, before.base_slots)).all()
+    assert read_record(store, "L2/3-3-3") is None
+    assert read_record(store, "L2/0-0-0") is not None
+
+
+def test_a_damaged_base_costs_its_treelet_only(scene: Path) -> None:
+    store = SceneStore.open(scene, "r+")
+    index = store.read_index()
+    row = int(np.flatnonzero(index.root_keys == NodeId.parse("L2/0-0-0").key)[0])
+    flip(scene / f"base/c.{index.base_slots[row]}.0.0.0.0")
+    report = check(scene)
+    assert [(d.kind, d.name) for d in report.damage] == [("base", "L2/0-0-0")]
+    assert repair(store, report).planned_treelets == ("L2/0-0-0",)
+    assert check(scene).ok
+
+
+def test_rows_that_are_not_finite_are_damage(scene: Path) -> None:
+    store = SceneStore.open(scene, "r+")
+    slot = slot_of(store.read_index(), "L1/1-1-1")
+    row = table(slot, store)
+    row[3] = np.nan
+    store.write_node(slot, row, bits(slot, store))
+    assert check(scene).damaged_nodes == ("L1/1-1-1",)
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+@pytest.mark.parametrize("column", ["slot/c.0", "key/zarr.json", "zarr.json", "treelet_base_slot/c.0"])
+def test_a_damaged_index_gives_way_to_the_previous_one(scene: Path, column: str, harm: Callable[[Path], None]) -> None:
+    before = SceneStore.open(scene).read_index()
+    harm(scene / "index/2" / column)
+    report = check(scene)
+    assert (report.names("index"), report.nodes_checked) == (("2",), 9)
+    assert len(report.damage) == 1
+    store = SceneStore.open(scene, "r+")
+    repair(store, report)
+    # generation 1 had everything planned; the journal knows what was trained since
+    assert SceneStore.open(scene).read_index().same_as(before)
+    assert check(scene).ok
+    assert sorted(p.name for p in (scene / "index").iterdir()) == ["3", "4", "zarr.json"]
+
+
+def test_a_damaged_spare_index_is_replaced(scene: Path) -> None:
+    flip(scene / "index/1/key/c.0")
+    report = check(scene)
+    assert [(d.kind, d.name) for d in report.damage] == [("spare index", "1")]
+    repair(SceneStore.open(scene, "r+"), report)
+    assert check(scene).ok
+
+
+def test_no_index_left(scene: Path) -> None:
+    flip(scene / "index/1/key/c.0")
+    flip(scene / "index/2/key/c.0")
+    report = check(scene)
+    assert {d.kind for d in report.damage} == {"index", "spare index"}
+    with pytest.raises(DamagedStoreError, match="index/1/key is damaged"):
+        repair(SceneStore.open(scene, "r+"), report)
+
+
+def test_lost_metadata_is_written_anew_and_costs_no_row(scene: Path) -> None:
+    before = SceneStore.open(scene).read_index()
+    paths = ["params", "occupancy", "base", "index", "journal", "scratch"]
+    for path in paths:
+        (scene / path / "zarr.json").unlink()
+    report = check(scene)
+    assert [(d.kind, d.name) for d in report.damage] == [("metadata", path) for path in paths]
+    repair(SceneStore.open(scene, "r+"), report)
+    assert SceneStore.open(scene).read_index().same_as(before)
+    assert check(scene).ok
+
+
+def test_a_damaged_record_is_dropped_and_its_nodes_stay(scene: Path) -> None:
+    flip(next((scene / "journal/L2-0-0-0").glob("*/c.0")))
+    store = SceneStore.open(scene, "r+")
+    record = read_record(store, "L2/3-3-3")
+    assert record is not None
+    write_record(store, replace(record, slots=record.slots + 1))
+    report = check(scene)
+    assert [(d.kind, d.name) for d in report.damage] == [("journal", "L2/0-0-0"), ("journal", "L2/3-3-3")]
+    done = repair(store, report)
+    assert (done.planned_treelets, done.dropped_records) == ((), ("L2/0-0-0", "L2/3-3-3"))
+    assert check(scene).ok
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_has_no_second_copy_is_said(scene: Path, lost: bool) -> None:
+    if lost:
+        (scene / "decoder/zarr.json").unlink()
+    else:
+        flip(next((scene / "decoder").glob("*/c.0")))
+    flip(scene / "params/c.0.0")
+    report = check(scene)
+    assert report.names("group") == ("decoder",)
+    store = SceneStore.open(scene, "r+")
+    with pytest.raises(DamagedStoreError, match=r"cannot repair decoder"):
+        repair(store, report)
+    assert check(scene).names("group") == ("decoder",)
+    assert not check(scene).damaged_nodes  # the rest is mended all the same
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_the_root_document_is_restored(scene: Path, harm: Callable[[Path], None]) -> None:
+    store = SceneStore.open(scene, "r+")
+    before, index = store.root, store.read_index()
+    slots = store.allocate(3)  # after the commit that kept the copy
+    store.write_node(slots[1], table(0, store), bits(0, store))
+    harm(scene / "zarr.json")
+    with pytest.raises((DamagedStoreError, SceneNotFoundError)):
+        SceneStore.open(scene)
+    recovered = recover_root(scene)
+    assert recovered.read_index().same_as(index)
+    assert recovered.header.settings == before.header.settings
+    assert recovered.allocate(1)[0] >= slots[2]
+    assert check(scene).ok
+
+
+def test_no_root_to_restore(tmp_path: Path, scene: Path) -> None:
+    with pytest.raises(SceneNotFoundError):
+        recover_root(tmp_path)
+    for copy in scene.glob("index/*/zarr.json"):
+        copy.unlink()
+    (scene / "zarr.json").unlink()
+    with pytest.raises(DamagedStoreError, match="no index generation holds a copy"):
+        recover_root(scene)
+
+
+def test_verify_works_on_any_store(store: SceneStore) -> None:
+    index = planned_index(store)
+    store.commit(train_treelet(store, index, 0).index)
+    store.data.remove(store.row_key("params", 0))
+    report = verify(store)
+    assert report.damaged_nodes == ("L0/0-0-0",)
+    assert report.names("group") == ("decoder",)
