@@ -28,6 +28,20 @@ class DecoderShape:
     """The exponent is clamped here; above what the deepest level needs to be opaque in one step."""
 
 
+def decoder_shape(
+    *, features: int, hidden: int, geometry_features: int, density_bias: float, gsd_ref: float, gsd_finest: float
+) -> DecoderShape:
+    """The shape for a scene: the exponent may reach what makes half a step at the finest GSD fully opaque."""
+    return DecoderShape(
+        features=features,
+        hidden=hidden,
+        geometry_features=geometry_features,
+        gsd_ref=float(gsd_ref),
+        density_bias=float(density_bias),
+        max_exponent=math.log(gsd_ref / gsd_finest) + 4.0,
+    )
+
+
 class Decoder(nn.Module):
     """F -> hidden -> 1 + G, then G + SH(4 bands) -> hidden -> hidden -> 3 (sigmoid).
 

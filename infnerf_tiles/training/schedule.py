@@ -1,0 +1,22 @@
+"""Learning rate, growth and refresh times as pure functions of progress."""
+
+GROWTH_FRACTIONS = tuple(round(0.04 * k, 2) for k in range(1, 13))
+"""Shares of a training at which nodes are grown: one level each time, done by half-way so that the last can learn."""
+
+
+def learning_rate(progress: float, first: float, last: float, *, warmup: float = 0.01) -> float:
+    """Exponential decay from `first` to `last` over progress 0..1 after a short linear warm-up."""
+    p = min(max(progress, 0.0), 1.0)
+    rate = first * (last / first) ** p
+    return float(rate * min(1.0, 0.1 + 0.9 * p / warmup)) if warmup > 0 else float(rate)
+
+
+PRIOR_STEPS = 192
+"""Steps during which the occupancy stays as it started: a fresh field is thin everywhere and would empty all cells."""
+
+
+def refresh_due(step: int, every: int) -> bool:
+    """Whether occupancy is refreshed after this step: half as far apart up to step 1024, not at all at the start."""
+    if step < PRIOR_STEPS:
+        return False
+    return step % (every if step >= 1024 else max(1, every // 2)) == 0

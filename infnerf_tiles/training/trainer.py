@@ -1,0 +1,290 @@
+"""The trainer of one treelet: draw pixels, march, shade, composite, step; refresh occupancy; grow."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infnerf_tiles.arrays import Float64
+from infnerf_tiles.errors import NonFiniteError
+from infnerf_tiles.field.appearance import Appearance
+from infnerf_tiles.field.background import Background
+from infnerf_tiles.field.decoder import Decoder, direction_basis
+from infnerf_tiles.field.shading import evaluate_nodes
+from infnerf_tiles.geometry.camera import PosedCameras
+from infnerf_tiles.kernels import for_device
+from infnerf_tiles.kernels.arena import Rays, Samples
+from infnerf_tiles.settings import TrainingSettings
+from infnerf_tiles.training.growth import Evidence
+from infnerf_tiles.training.pixels import PixelBatch, PixelSet
+from infnerf_tiles.training.refresh import refresh_occupancy
+from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, learning_rate, refresh_due
+from infnerf_tiles.training.state import Frame, Moments, TrainingState
+from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
+from infnerf_tiles.volume.visibility import keep_reached
+
+_log = logging.getLogger(__name__)
+
+_SHARED_RATE = 0.3
+"""Learning rate of decoder, background and appearance relative to the features'."""
+_IDENTITY_PULL = 0.01
+"""Weight that keeps the photos' transforms near the identity: it fixes the factor that they share with the scene."""
+_STOP = 1e-4
+"""Transmittance at which a training ray ends."""
+
+
+@dataclass(kw_only=True)
+class Shared:
+    """What all treelets share: trained in the seed stage, frozen afterwards."""
+
+    decoder: Decoder
+    appearance: Appearance
+    background: Background
+    trainable: bool
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All shared parameters."""
+        return [*self.decoder.parameters(), *self.appearance.parameters(), *self.background.parameters()]
+
+
+class Trainer:
+    """Trains the own nodes of a `TrainingState` on a `PixelSet`.
+
+    Random numbers come from (seed, step) alone, so a training that goes on from a checkpoint draws what it would have
+    drawn. `progress` runs from 0 to 1 over `total_rays`.
+    """
+
+    def __init__(
+        self,
+        *,
+        frame: Frame,
+        state: TrainingState,
+        shared: Shared,
+        pixels: PixelSet,
+        cameras: PosedCameras,
+        settings: TrainingSettings,
+        total_rays: int,
+        seed: tuple[int, ...],
+        grows: bool,
+        min_points: int,
+    ):
+        self.frame, self.state, self.shared, self.pixels, self.cameras = frame, state, shared, pixels, cameras
+        self.settings, self.total_rays, self.seed, self.grows = settings, max(1, total_rays), seed, grows
+        self.min_points = min_points
+        self.moments = Moments(state, frame.max_own_level - state.top.level + 1)
+        self.evidence = Evidence(state.capacity)
+        self.step = 0
+        self.rays_done = 0
+        self.samples_done = 0
+        self.samples_per_ray = float(settings.samples_per_ray)
+        self.growths = 0
+        self.recent_error = math.nan
+        """Decayed mean squared colour error."""
+        self.optimizer = (
+            torch.optim.Adam(shared.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-15) if shared.trainable else None
+        )
+        for parameter in shared.parameters():
+            parameter.requires_grad_(shared.trainable)
+        self._kernels = for_device(state.arena.device)
+        self._bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and _has_bf16())
+
+    @property
+    def progress(self) -> float:
+        """Share of the rays that have been drawn."""
+        return min(1.0, self.rays_done / self.total_rays)
+
+    def run(self, on_step: Callable[["Trainer"], None] | None = None) -> None:
+        """Train to the end; `on_step` is called after each step (checkpoints, progress)."""
+        while self.rays_done < self.total_rays:
+            self.train_step()
+            if on_step is not None:
+                on_step(self)
+
+    def train_step(self) -> float:
+        """One optimisation step; returns the batch's mean squared colour error.
+
+        Raises NonFiniteError, before anything is updated, if the loss is not finite.
+        """
+        rng = np.random.default_rng((*self.seed, self.step))
+        num_rays = max(64, int(self.settings.samples_per_step / max(self.samples_per_ray, 1.0)))
+        batch = self.pixels.draw(rng, num_rays)
+        rays, basis = self.make_rays(batch, rng.random(num_rays))
+        samples = self._kernels.march(rays, self.state.arena, self.frame.march, keep=self.settings.samples_per_ray)
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        samples, frozen = self._visible(samples, basis)
+        loss, error, weights = self._loss(batch, samples, frozen, basis, generator)
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(
+                f"treelet {self.state.top}: the loss of step {self.step} is {loss.item()}; the last good state is kept. "
+                "Look for NaN in the photos' poses, or lower training.lr"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._update()
+        self._note(samples, weights, batch)
+        self.step += 1
+        self.rays_done += num_rays
+        self.samples_done += samples.count
+        mean = samples.count / num_rays
+        self.samples_per_ray = 0.8 * self.samples_per_ray + 0.2 * max(1.0, mean)
+        self.recent_error = error if math.isnan(self.recent_error) else 0.98 * self.recent_error + 0.02 * error
+        if refresh_due(self.step, self.settings.occupancy_every):
+            refresh_occupancy(
+                self.state, self.shared.decoder, self.frame, rng,
+                threshold=self.settings.occupancy_threshold, decay=0.7,
+            )  # fmt: skip
+        self._grow()
+        return error
+
+    def make_rays(self, batch: PixelBatch, offset: Float64) -> tuple[Rays, Tensor]:
+        """Rays in unit coordinates and their direction basis [Q, 16] for a batch of pixels."""
+        origins, directions = self.cameras.rays(batch.photo, batch.xy)
+        focal = self.cameras.focals[batch.photo]
+        rays = Rays(
+            origins=torch.from_numpy(self.frame.root.to_unit(origins)),
+            directions=torch.from_numpy(directions / self.frame.root.edge),
+            footprint=torch.from_numpy(np.exp2(batch.pyramid.astype(np.float64)) / focal),
+            offset=torch.from_numpy(offset),
+        )
+        return rays, direction_basis(torch.from_numpy(directions))
+
+    def _visible(self, samples: Samples, basis: Tensor) -> tuple[Samples, "_Frozen"]:
+        """Drop samples behind opaque matter by a pass over densities alone; shade the frozen ones on the way."""
+        capacity = self.state.capacity
+        arena, ray = self.state.arena, samples.ray.long()
+        if len(self.state.keys) > capacity:
+            own = torch.nonzero(samples.slot < capacity).squeeze(1)
+            others = torch.nonzero(samples.slot >= capacity).squeeze(1)
+            above = torch.nonzero(samples.slot_above >= 0).squeeze(1)
+            place = torch.cat([others, above])
+            sigma_frozen, colour_frozen = evaluate_nodes(
+                arena,
+                self.shared.decoder,
+                torch.cat([samples.position[others], samples.position_above[above]]),
+                torch.cat([samples.slot[others], samples.slot_above[above]]),
+                torch.cat([samples.beta[others], torch.ones(above.shape[0])]),
+                basis[ray[place]],
+            )
+            share = torch.cat([samples.blend[others], 1.0 - samples.blend[above]])
+            frozen_sigma = torch.zeros(samples.count).index_add(0, place, sigma_frozen * share)
+            frozen_colour = torch.zeros((samples.count, 3)).index_add(0, place, colour_frozen * share[:, None])
+            sigma = frozen_sigma.index_add(0, own, self._density(samples, own) * samples.blend[own])
+            kept, index = keep_reached(samples, sigma, _STOP)
+            return kept, _Frozen(sigma=frozen_sigma[index], colour=frozen_colour[index])
+        kept, _ = keep_reached(samples, self._density(samples, slice(None)), _STOP)
+        return kept, _Frozen(sigma=None, colour=None)
+
+    def _density(self, samples: Samples, own: "Tensor | slice") -> Tensor:
+        """Density of own samples, no gradient."""
+        position = samples.position[own].contiguous()
+        features = torch.empty((position.shape[0], self.state.shape.features))
+        self._kernels.encode_into(position, samples.slot[own], samples.beta[own], self.state.arena, features)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            sigma, _ = self.shared.decoder.density(features)
+        return sigma
+
+    def _shade(self, samples: Samples, frozen: "_Frozen", basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and colour of all samples; gradients reach the own nodes (and the decoder while it trains)."""
+        ray = samples.ray.long()
+        if frozen.sigma is None or frozen.colour is None:
+            return self._decode(samples.position, samples.slot, samples.beta, basis[ray])
+        own = torch.nonzero(samples.slot < self.state.capacity).squeeze(1)
+        sigma, colour = self._decode(samples.position[own], samples.slot[own], samples.beta[own], basis[ray[own]])
+        blend = samples.blend[own]
+        return (
+            frozen.sigma.index_add(0, own, sigma * blend),
+            frozen.colour.index_add(0, own, colour * blend[:, None]),
+        )
+
+    def _decode(self, position: Tensor, slot: Tensor, beta: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        features = self._kernels.encode(position, slot, beta, self.state.arena, self.moments.gradients)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            sigma, colour = self.shared.decoder(features, basis)
+        return sigma, colour
+
+    def _loss(
+        self, batch: PixelBatch, samples: Samples, frozen: "_Frozen", basis: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, float, Tensor]:
+        s = self.settings
+        sigma, colour = self._shade(samples, frozen, basis)
+        rgb, transmittance, _, weights = self._kernels.composite(
+            samples.ray_start, sigma, colour, samples.t, samples.dt, stop=_STOP
+        )
+        rgb = rgb + transmittance[:, None] * self.shared.background(basis, generator)
+        photo = torch.from_numpy(batch.photo.astype(np.int64))
+        shown = self.shared.appearance(photo, rgb)
+        target = torch.from_numpy(batch.rgb)
+        loss = s.lambda_rgb * colour_loss(s.loss, shown, target)
+        error = float(((shown.detach() - target) ** 2).mean())
+        if self.shared.trainable:
+            loss = loss + _IDENTITY_PULL * self.shared.appearance.distance_from_identity()
+        if s.lambda_distortion > 0:
+            loss = loss + s.lambda_distortion * distortion_loss(
+                weights, samples.t.log(), samples.dt / samples.t, samples.ray_start, samples.ray.long()
+            )
+        if s.lambda_transparency > 0:
+            loss = loss + s.lambda_transparency * self._transparency(generator)
+        return loss, error, weights.detach()
+
+    def _transparency(self, generator: torch.Generator, count: int = 2048) -> Tensor:
+        """Transparency loss at random points of random own nodes, with the node's GSD as path length."""
+        slot = torch.randint(0, self.state.num_own, (count,), generator=generator, dtype=torch.int32)
+        arena = self.state.arena
+        level = arena.level[slot.long()]
+        local = torch.rand((count, 3), generator=generator)
+        position = self.state.local_position(slot, local)
+        features = self._kernels.encode(position, slot, torch.ones(count), arena, self.moments.gradients)
+        sigma, _ = self.shared.decoder.density(features)
+        return transparency_loss(sigma, self.frame.march.gsd_root / torch.exp2(level.float()))
+
+    def _update(self) -> None:
+        rate = learning_rate(self.progress, self.settings.lr, self.settings.lr_final)
+        for value, gradient, first, second, marks in self.moments.groups(self.state):
+            self._kernels.adam(value, gradient, first, second, marks, step=self.step + 1, rate=rate)
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * _SHARED_RATE
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _note(self, samples: Samples, weights: Tensor, batch: PixelBatch) -> None:
+        arena = self.state.arena
+        self.evidence.note(
+            samples.slot.numpy(), samples.wanted.numpy(), weights.numpy(), samples.position.numpy(),
+            batch.photo.astype(np.int64), samples.ray.numpy(),
+            (arena.level.numpy(), arena.top_level.numpy(), arena.treelet.numpy()),
+        )  # fmt: skip
+
+    def _grow(self) -> None:
+        if not self.grows or self.growths >= len(GROWTH_FRACTIONS) or self.progress < GROWTH_FRACTIONS[self.growths]:
+            return
+        self.growths += 1
+        slots, octants = self.evidence.octants(self.min_points)
+        self.evidence.forget()
+        added = self.state.add_children(slots, octants, self.frame.max_own_level)
+        if added:
+            _log.info("treelet %s: %d nodes grown, %d in all", self.state.top, added, self.state.num_own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frozen:
+    """What frozen nodes add to each sample, already weighted; None where there are none."""
+
+    sigma: Tensor | None
+    colour: Tensor | None
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "AVX512" in capability and bool(has())
+
+
+def psnr_of(error: float) -> float:
+    """Decibels of a mean squared error."""
+    return -10.0 * math.log10(max(error, 1e-12))
+
