@@ -3,16 +3,19 @@
 Pixels come out as they are stored: EXIF orientation is never applied, because poses are for stored pixels.
 """
 
+import contextlib
 import logging
 import mmap
 import struct
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from PIL import Image
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from infnerf_tiles.arrays import AnyArray, Bool, UInt8
 from infnerf_tiles.data.pyramid import reduce_box, reduce_mask
@@ -24,6 +27,7 @@ MAX_PIXELS = 1 << 30  # 3 GiB decoded; a header that claims more is taken for da
 
 # Only these: other decoders of Pillow may start programs (PostScript) or are not for photos.
 _FORMATS = ("PNG", "TIFF", "WEBP", "BMP", "JPEG")
+_UNLIMITED_PIXELS = 1 << 26  # below Pillow's own limit on image sizes
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -38,7 +42,19 @@ _HARMLESS_JPEG_WARNINGS = (
 )
 _TIFF_EXTENTS = ((273, 279), (324, 325))  # strip and tile offsets with their byte counts
 
-_open_lock = threading.Lock()
+_limit_lock = threading.Lock()
+
+_ORIENTATION = 274
+# Pillow turns TIFF (and only TIFF) by this tag when it loads; these undo it.
+_TURN_BACK: dict[int, Callable[[AnyArray], AnyArray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a, -1),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,25 +194,51 @@ def _load_jpeg(path: Path, data: bytes) -> UInt8:
 
 def _load_other(path: Path) -> AnyArray:
     with _open(path) as image:
-        _check_pixels(path, image.width, image.height)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return np.asarray(image)
-        has_alpha = image.mode in ("PA", "La", "RGBa") or "transparency" in image.info
-        if image.mode in ("1", "L", "LA", "RGB", "RGBA") and not has_alpha:
-            return np.asarray(image)
-        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+        width, height = _stored_size(image)
+        _check_pixels(path, width, height)
+        turned = image.getexif().get(_ORIENTATION, 1) if isinstance(image, TiffImageFile) else 1
+        # Pillow looks at its limit for TIFF a second time, when it loads the pixels.
+        guard = _lifted_limit() if width * height > _UNLIMITED_PIXELS else contextlib.nullcontext()
+        with guard:
+            image.load()
+        pixels = np.asarray(_in_known_mode(image))
+    pixels = _TURN_BACK.get(turned, np.asarray)(pixels)
+    if pixels.shape[:2] != (height, width):
+        raise PhotoError(f"{path}: expected {width}x{height} pixels by its header, got {pixels.shape[1::-1]}")
+    return np.ascontiguousarray(pixels)
 
 
-def _open(path: Path) -> Image.Image:
-    # Pillow refuses images above a process-wide limit meant for web servers; aerial cameras exceed it. It is looked at
-    # when a file is opened, so the lock covers only that.
-    with _open_lock:
+def _in_known_mode(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return image
+    has_alpha = image.mode in ("PA", "La", "RGBa") or "transparency" in image.info
+    if image.mode in ("1", "L", "LA", "RGB", "RGBA") and not has_alpha:
+        return image
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) before Pillow turns a TIFF by its orientation."""
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
+    return image.size
+
+
+@contextlib.contextmanager
+def _lifted_limit() -> Iterator[None]:
+    """Without Pillow's limit on image sizes: it is process-wide and meant for web servers, aerial cameras exceed it."""
+    with _limit_lock:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            return Image.open(path, formats=_FORMATS)
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(path: Path) -> Image.Image:
+    with _lifted_limit():  # only the header is read here
+        return Image.open(path, formats=_FORMATS)
 
 
 def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
@@ -215,9 +257,9 @@ def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
                 size, is_whole = _inspect_other(path)
     except PhotoError:
         raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # as in _load
+    except Exception as error:  # as in _load; only an error of the system has a number, Pillow's own ones have none
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from error
         raise _damaged(path, error) from error
     width, height = size
     _check_pixels(path, width, height)
@@ -241,9 +283,10 @@ def _inspect_jpeg(path: Path, file_number: int) -> tuple[tuple[int, int], bool]:
 def _inspect_other(path: Path) -> tuple[tuple[int, int], bool]:
     """Size, and whether all pixel data that the header names lie within the file."""
     with _open(path) as image:
-        if image.format != "TIFF":
-            return image.size, False
-        tags = image.tag_v2  # type: ignore[attr-defined]  # only TIFF images have it
+        size = _stored_size(image)
+        if not isinstance(image, TiffImageFile):
+            return size, False
+        tags = image.tag_v2
         file_size = path.stat().st_size
         for offsets, counts in _TIFF_EXTENTS:
             if offsets in tags and counts in tags:
@@ -253,8 +296,8 @@ def _inspect_other(path: Path) -> tuple[tuple[int, int], bool]:
                         f"{path}: expected at least {max(ends)} bytes by its header, got {file_size}; "
                         "the file is truncated, copy it again"
                     )
-                return image.size, True
-        return image.size, False
+                return size, True
+        return size, False
 
 
 def _ends_with_eoi(data: bytes) -> bool:

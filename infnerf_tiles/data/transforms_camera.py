@@ -45,6 +45,8 @@ def frame_camera(
     cx, cy = number("cx"), number("cy")
     pinhole = (fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy)
     model = frame.get("camera_model", common.get("camera_model"))
+    if not isinstance(model, str | None):
+        raise CameraError(f"camera_model: expected one of {_SUPPORTED}, got {model!r:.40}")
     if model is None:
         model = "OPENCV_FISHEYE" if flag("is_fisheye") else "OPENCV"
     k1, k2, k3, k4, k5, k6, p1, p2 = (number(key) or 0.0 for key in ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"))

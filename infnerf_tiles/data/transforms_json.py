@@ -31,7 +31,7 @@ TRANSFORMS_FILE = "transforms.json"
 BLENDER_FILES = {part: f"transforms_{part}.json" for part in ("train", "val", "test")}
 # Blender's files name photos without extension
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".tif", ".tiff")
-_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])
+_OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0])
 _IGNORED_KEYS = ("rolling_shutter",)
 
 
@@ -147,7 +147,7 @@ def _entries(path: Path, content: Mapping[str, Any], photos: PhotoFolder) -> Ite
             except (CameraError, PhotoError) as error:
                 yield Rejected(name, str(error))
                 continue
-            pose[:, :3] = pose[:, :3] @ _OPENGL_TO_OPENCV
+            pose[:, :3] *= _OPENGL_TO_OPENCV
             mask_name = None if mask is None else clean_name(mask)
             yield _Frame(name=name, mask_name=mask_name, camera=camera, camera_to_world=pose)
 
