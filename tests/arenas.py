@@ -89,7 +89,7 @@ def random_arena(
         treelet=torch.from_numpy(treelet),
         lambda_max=torch.from_numpy((level + rng.uniform(-0.7, 1.5, slots)).astype(np.float32)),
         occupancy=torch.from_numpy(np.packbits(cells.reshape(slots, -1), axis=1, bitorder="little")),
-        any_occupied=torch.from_numpy(_any_below(cells.any(axis=(1, 2, 3)), level, any_parent)),
+        any_occupied=torch.from_numpy(_any_below(np.any(cells, axis=(1, 2, 3)), level, any_parent)),
         top_level=torch.tensor([t.root.level for t in treelets], dtype=torch.int32),
         top_xyz=torch.tensor([[t.root.x, t.root.y, t.root.z] for t in treelets], dtype=torch.int64),
         above=torch.from_numpy(above),

@@ -110,8 +110,8 @@ def test_rays_in_faces_of_cells_and_nodes(rng: np.random.Generator) -> None:
 
 
 def test_deepest_level(rng: np.random.Generator) -> None:
-    point = rng.uniform(0.2, 0.8, 3)
-    arena = random_arena(rng, chain_octree(18, point), (0, 15), shape=SHAPE, fill=0.8, empty_nodes=0.0)
+    point = (rng.integers(2**16, 2**17, 3) + 0.5) / 2**18  # the middle of a node
+    arena = random_arena(rng, chain_octree(18, point), (0, 15), shape=SHAPE, fill=1.0, empty_nodes=0.0)
     directions = rng.normal(size=(20, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rays = make_rays(point - directions * 1e-5, directions, edge=EDGE, footprint=0.05)

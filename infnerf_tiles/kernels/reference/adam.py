@@ -27,14 +27,11 @@ def adam(
     """
     with torch.no_grad():
         moves = (touched != 0)[:, None] & (gradient != 0)
-        g, m, v = gradient.double(), first.double(), second.double()
-        m = (beta1 * m + (1.0 - beta1) * g).to(first.dtype)
-        v = (beta2 * v + (1.0 - beta2) * g * g).to(second.dtype)
-        m_unbiased = m.double() / (1.0 - beta1**step)
-        v_unbiased = v.double() / (1.0 - beta2**step)
-        moved = value.double() - rate * m_unbiased / (v_unbiased.sqrt() + eps)
-        first.copy_(torch.where(moves, m, first))
-        second.copy_(torch.where(moves, v, second))
-        value.copy_(torch.where(moves, moved.to(value.dtype), value))
+        g = gradient.double()
+        m = beta1 * first.double() + (1.0 - beta1) * g
+        v = beta2 * second.double() + (1.0 - beta2) * g * g
+        direction = (m / (1.0 - beta1**step)) / ((v / (1.0 - beta2**step)).sqrt() + eps)
+        for stored, updated in ((first, m), (second, v), (value, value.double() - rate * direction)):
+            stored.copy_(torch.where(moves, updated, stored.double()))
         gradient.masked_fill_(moves, 0.0)
         touched.zero_()
