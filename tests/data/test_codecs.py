@@ -257,6 +257,21 @@ def test_a_harmless_warning_is_logged_and_the_photo_used(tmp_path: Path, caplog:
     assert "extraneous" in caplog.text
 
 
+def test_a_harmless_warning_does_not_hide_a_truncation(tmp_path: Path) -> None:
+    """libjpeg reports only its first warning."""
+    data = jpeg_bytes(restart_marker_blocks=4)
+    marker = data.index(b"\xff\xd1")
+    stray = data[:marker] + b"\0" * 8 + data[marker:]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(stray)
+    decode_photo(path)
+    path.write_bytes(stray[:-200])
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(path.read_bytes())
+    with pytest.raises(PhotoError, match=r"a\.jpg: .*truncated"):
+        decode_photo(path)
+
+
 @pytest.mark.parametrize("data", [b"", b"hello, this is text", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_what_is_no_photo_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.jpg"

@@ -381,6 +381,14 @@ def test_a_test_photo_that_is_rejected_is_no_error_unless_none_is_left(tmp_path:
         read_dataset(tmp_path)
 
 
+def test_a_list_may_name_a_rejected_photo(tmp_path: Path) -> None:
+    write_capture(tmp_path)
+    (tmp_path / "images/photo_03.jpg").unlink()
+    (tmp_path / "list.txt").write_text("photo_03.jpg\nphoto_04.jpg\n")
+    photos = read_dataset(tmp_path, test_list=tmp_path / "list.txt")
+    assert [photos.names[i] for i in np.flatnonzero(photos.is_test)] == ["photo_04.jpg"]
+
+
 def test_photos_in_neither_list_of_the_split_are_left_out_unless_a_list_is_given(tmp_path: Path) -> None:
     write_capture(tmp_path)
     write_json(tmp_path / "split.json", {"test": ["photo_03.jpg"], "train": ["photo_00.jpg", "photo_01.jpg"]})
