@@ -14,7 +14,8 @@ import numpy as np
 
 from infnerf_tiles.arrays import AnyArray, UInt8
 from infnerf_tiles.errors import DamagedStoreError
-from infnerf_tiles.store.array_layout import DECODE_ERRORS, ArrayLayout, create_array, open_array
+from infnerf_tiles.store.array_layout import ArrayLayout, check_array, create_array, read_chunk
+from infnerf_tiles.store.chunk_codec import ChunkError
 from infnerf_tiles.store.documents import document_key, group_document, read_group
 from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.schema import RowSchema, TensorSpec, pack_tensors
@@ -87,7 +88,7 @@ def read_bundle(store: GuardedStore, path: str) -> Bundle | None:
     while head is not None:
         try:
             return Bundle(arrays=_read_tensors(store, head), meta=head.meta)
-        except (*DECODE_ERRORS, DamagedStoreError) as error:
+        except (ChunkError, DamagedStoreError) as error:
             now = _read_head(store, path)
             if now is None or now.version == head.version:
                 raise DamagedStoreError(f"scene {store.name}: {path} is damaged ({error})") from error
@@ -99,6 +100,12 @@ def drop_bundle(store: GuardedStore, path: str) -> None:
     """Remove the bundle at `path`, if there is one."""
     store.remove(document_key(path))  # first, so that no half-removed bundle can be read
     store.remove_folder(path)
+
+
+def current_keys(store: GuardedStore, path: str) -> list[str]:
+    """Keys of the current version of a bundle, its document included; none if it was never completed."""
+    head = _read_head(store, path)
+    return [] if head is None else [document_key(path), *store.keys(head.layout.path)]
 
 
 def stale_versions(store: GuardedStore, path: str) -> list[str]:
@@ -152,11 +159,11 @@ def _tensor(entry: Mapping[str, Any]) -> TensorSpec:
 
 
 def _read_tensors(store: GuardedStore, head: _Head) -> dict[str, AnyArray]:
-    data = open_array(store, head.layout)
+    check_array(store, head.layout)
     arrays: dict[str, AnyArray] = {}
-    for start in range(0, head.schema.row_bytes, head.layout.chunk[0]):
+    for position, start in enumerate(range(0, head.schema.row_bytes, head.layout.chunk[0])):
         stop = min(start + head.layout.chunk[0], head.schema.row_bytes)
-        block: UInt8 = np.asarray(data[start:stop])
+        block: UInt8 = read_chunk(store, head.layout, position)
         for spec, inside, outside in _overlaps(head.schema, start, stop):
             if spec.name not in arrays:  # nothing is allocated before its first bytes have proved to be there
                 arrays[spec.name] = np.empty(spec.shape, dtype=spec.dtype)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from infnerf_tiles.errors import DamagedStoreError
-from infnerf_tiles.store.guarded import ChunkError, GuardedStore
+from infnerf_tiles.store.chunk_codec import ChunkError
+from infnerf_tiles.store.guarded import GuardedStore
 
 DOCUMENT = "zarr.json"
 _CHECKSUM = "checksum"

@@ -1,7 +1,7 @@
-"""The one door to the bytes of a scene: a Zarr store that refuses what Zarr lets pass.
+"""The one door to the bytes of a scene: any Zarr store, with what Zarr leaves out.
 
-Zarr reads a missing chunk as zeros, allocates whatever a compressed chunk claims to hold, never syncs, and passes
-"disk full" on as a bare OSError. `GuardedStore` wraps any Zarr store and mends these four in one place.
+Zarr's stores never sync, pass "disk full" on as a bare OSError and read objects of any size. `GuardedStore` wraps one
+and mends that in one place.
 """
 
 import contextlib
@@ -13,26 +13,21 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, WrapperStore
 
 from infnerf_tiles.errors import StorageFullError
-from infnerf_tiles.store.schema import MAX_DOCUMENT_BYTES, MAX_OBJECT_BYTES
+from infnerf_tiles.store.chunk_codec import ChunkError
+from infnerf_tiles.store.schema import MAX_DOCUMENT_BYTES
 
 _Result = TypeVar("_Result")
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_CHECKSUM_BYTES = 4
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-class ChunkError(Exception):
-    """A chunk is missing, empty, or not of the size that its array declares. Callers turn it into what it means."""
-
-
 class GuardedStore(WrapperStore[Store]):
-    """A Zarr store whose chunk reads raise `ChunkError` where nothing trustworthy is stored.
+    """A Zarr store that names a full disk, knows what has yet to be synced, and caps what it reads.
 
     Writes to a local folder are remembered until `flush` syncs them; a full disk raises StorageFullError. The methods
     without `async` may be called from any thread but Zarr's own.
@@ -43,37 +38,16 @@ class GuardedStore(WrapperStore[Store]):
         self.name = str(store) if name is None else name
         self._owned = name is not None
         self.local_root: Path | None = store.root if isinstance(store, LocalStore) else None
-        self._expected: dict[str, tuple[int, bool]] = {}
         self._dirty: set[str] = set()
         self._lock = threading.Lock()
 
     def _with_store(self, store: Store) -> Self:
-        copy = type(self)(store, self.name)
-        copy._expected = self._expected
-        return copy
+        return type(self)(store, self.name)
 
     def close(self) -> None:
         """Close the store below, unless the caller brought it along (then it has no name of ours)."""
         if self._owned:
             self._store.close()
-
-    def expect_chunks(self, array_path: str, nbytes: int, compressed: bool) -> None:
-        """Declare that every chunk below `array_path` decodes to `nbytes` (zstd + crc32c, or crc32c alone)."""
-        self._expected[array_path] = (nbytes, compressed)
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """See zarr; raises ChunkError instead of returning None or nonsense for a chunk."""
-        folder, _, leaf = key.rpartition("/")
-        is_chunk = leaf.startswith("c.") or leaf == "c"
-        self._check_size(key, MAX_OBJECT_BYTES if is_chunk else MAX_DOCUMENT_BYTES)
-        value = await self._store.get(key, prototype, byte_range)
-        if not is_chunk:
-            return value
-        if value is None:
-            raise ChunkError(f"{key} is missing")
-        if folder in self._expected and byte_range is None:
-            _check_chunk(key, value, *self._expected[folder])
-        return value
 
     async def set(self, key: str, value: Buffer) -> None:
         """See zarr; StorageFullError when the disk is full."""
@@ -82,16 +56,23 @@ class GuardedStore(WrapperStore[Store]):
         with self._lock:
             self._dirty.add(key)
 
-    def read_bytes(self, key: str) -> bytes | None:
-        """The bytes stored under `key`; None if there are none. ChunkError if they exceed the cap for documents."""
-        self._check_size(key, MAX_DOCUMENT_BYTES)
+    def read_bytes(self, key: str, limit: int = MAX_DOCUMENT_BYTES) -> bytes | None:
+        """The bytes stored under `key`; None if there are none. ChunkError if they are more than `limit`.
+
+        A local file is measured before it is read, an object elsewhere after it has been fetched.
+        """
         if self.local_root is not None:  # spares the detour through Zarr's event loop
             try:
-                return (self.local_root / key).read_bytes()
+                with (self.local_root / key).open("rb", buffering=0) as file:
+                    _check_size(key, os.fstat(file.fileno()).st_size, limit)
+                    return file.read()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
         value = _wait(self._store.get(key, default_buffer_prototype()))
-        return None if value is None else value.to_bytes()
+        if value is None:
+            return None
+        _check_size(key, len(value), limit)
+        return value.to_bytes()
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Store `data` under `key`, as one atomic replacement."""
@@ -170,33 +151,10 @@ class GuardedStore(WrapperStore[Store]):
         listing = self._store.list_prefix(folder + "/") if folder else self._store.list()
         return [key async for key in listing]
 
-    def _check_size(self, key: str, limit: int) -> None:
-        if self.local_root is None:
-            return
-        with contextlib.suppress(OSError):  # what is missing is reported by the read
-            if (size := os.stat(self.local_root / key).st_size) > limit:
-                raise ChunkError(f"{key} holds {size} bytes, more than the {limit} that are ever stored")
 
-
-def _check_chunk(key: str, value: Buffer, nbytes: int, compressed: bool) -> None:
-    if len(value) <= _CHECKSUM_BYTES:
-        raise ChunkError(f"{key} is empty")
-    declared = zstd_content_size(value[:18].to_bytes()) if compressed else len(value) - _CHECKSUM_BYTES
-    if declared != nbytes:
-        raise ChunkError(f"{key} decodes to {declared} bytes, expected {nbytes}")
-
-
-def zstd_content_size(head: bytes) -> int | None:
-    """Decoded size that a zstd frame declares in its first 18 bytes; None if it declares none or is no frame."""
-    if len(head) < 6 or head[:4] != _ZSTD_MAGIC:
-        return None
-    descriptor = head[4]
-    single_segment = descriptor >> 5 & 1
-    length = (single_segment, 2, 4, 8)[descriptor >> 6]
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    if length == 0 or len(head) < start + length:
-        return None
-    return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
+def _check_size(key: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise ChunkError(f"{key} holds {size} bytes, more than the {limit} that it may")
 
 
 @contextlib.contextmanager

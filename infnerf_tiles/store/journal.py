@@ -81,15 +81,17 @@ class JournalRecord:
 def apply_record(index: SceneIndex, record: JournalRecord) -> SceneIndex | None:
     """`index` with what the record says about its treelet; None if it does not know the treelet or all of its nodes.
 
-    Nodes of the treelet that the record does not name become planned. Nothing is added: growth is the caller's.
+    Trained: the treelet's nodes that the record does not name become planned. Failed: only the treelet's state changes,
+    so that what was trained before stays. Nothing is added: growth is the caller's.
     """
     row = np.flatnonzero(index.root_keys == NodeId.parse(record.treelet).key)
     at = np.minimum(np.searchsorted(index.keys, record.keys), max(index.num_nodes - 1, 0))
     if len(row) != 1 or not ((index.keys[at] == record.keys) & (index.treelets[at] == row[0])).all():
         return None
-    changed = plan_again(index, row)
+    trained = record.status == TreeletState.TRAINED
+    changed = plan_again(index, row if trained else row[:0])
     changed.treelet_states[row] = record.status
-    if record.status == TreeletState.TRAINED:
+    if trained:
         changed.slots[at] = record.slots
         changed.lambda_max[at] = record.lambda_max
         changed.states[at] = NodeState.TRAINED

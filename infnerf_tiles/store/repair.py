@@ -44,7 +44,7 @@ def repair(store: SceneStore, report: VerifyReport) -> RepairReport:
     with store.exclusive():
         store.refresh()
         metadata = report.names("metadata")
-        store.rows.write_metadata([name for name in metadata if name in ROW_KINDS])
+        store.rows.write_metadata(store.header, [kind for kind in ROW_KINDS if kind in metadata])
         for name in metadata:
             if name in CONTAINERS:
                 store.data.write_bytes(document_key(name), plain_group_document())

@@ -70,7 +70,7 @@ class SceneStore:
             created=header.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             package_version=header.package_version or _package_version(),
         )
-        RowArrays(data, header).write_metadata()
+        RowArrays(data, header).write_metadata(header)
         for container in CONTAINERS:
             data.write_bytes(document_key(container), plain_group_document())
         root = RootState(header=header, generation=0, previous_generation=0, next_slot=0, next_treelet_slot=0)

@@ -12,7 +12,7 @@ from infnerf_tiles.errors import DamagedStoreError, StoreError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.documents import document_key, read_document
 from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState
-from infnerf_tiles.store.journal import apply_record, read_all, read_record, record_names
+from infnerf_tiles.store.journal import JournalRecord, apply_record, read_all, read_record, record_names, rows_exist
 from infnerf_tiles.store.root import CONTAINERS, SMALL_GROUPS
 from infnerf_tiles.store.row_arrays import ROW_KINDS, RowArrays, RowKind
 from infnerf_tiles.store.scene_store import SceneStore
@@ -116,7 +116,8 @@ def recovered_index(store: SceneStore) -> SceneIndex:
         )
     index = store.read_generation(previous)
     for record in read_all(store):
-        index = apply_record(index, record) or index
+        if rows_exist(store, record):
+            index = apply_record(index, record) or index
     return index
 
 
@@ -195,16 +196,26 @@ def _journal(store: SceneStore, index: SceneIndex) -> Iterator[Damage]:
         except DamagedStoreError as error:
             yield Damage(kind="journal", name=treelet, treelet=treelet, reason=str(error))
             continue
-        row = np.flatnonzero(index.root_keys == NodeId.parse(treelet).key)
-        if record is None or not len(row) or index.treelet_states[row[0]] != TreeletState.TRAINED:
+        if record is None or record.status != TreeletState.TRAINED or _is_committed(index, record):
             continue
-        nodes = (index.treelets == row[0]) & (index.states == NodeState.TRAINED)
-        recorded = dict(zip(record.keys.tolist(), record.slots.tolist(), strict=True))
-        committed = dict(zip(index.keys[nodes].tolist(), index.slots[nodes].tolist(), strict=True))
-        if not committed.items() <= recorded.items() or record.base_slot != index.base_slots[row[0]]:
-            yield Damage(
-                kind="journal", name=treelet, treelet=treelet, reason="the record names other slots than the index"
-            )
+        # Finished, but not committed yet: then all of its rows are new, and there.
+        if np.isin(record.slots, index.slots).any() or record.base_slot in index.base_slots:
+            reason = "the record names slots that the index gives to other nodes"
+        elif not rows_exist(store, record):
+            reason = "rows that the record names are missing"
+        else:
+            continue
+        yield Damage(kind="journal", name=treelet, treelet=treelet, reason=reason)
+
+
+def _is_committed(index: SceneIndex, record: JournalRecord) -> bool:
+    """Whether the index has the treelet's trained nodes (some may have been pruned since) where the record says."""
+    row = np.flatnonzero(index.root_keys == NodeId.parse(record.treelet).key)
+    if not len(row) or record.base_slot != index.base_slots[row[0]]:
+        return False
+    nodes = (index.treelets == row[0]) & (index.states == NodeState.TRAINED)
+    recorded = zip(record.keys.tolist(), record.slots.tolist(), strict=True)
+    return set(zip(index.keys[nodes].tolist(), index.slots[nodes].tolist(), strict=True)) <= set(recorded)
 
 
 def _once(found: Sequence[Damage]) -> list[Damage]:

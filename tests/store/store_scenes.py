@@ -12,7 +12,8 @@ from infnerf_tiles.store.journal import JournalRecord, write_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.schema import SceneHeader
 
-KEYS = [NodeId(3, 0, 0, 0).key, NodeId(3, 7, 7, 7).key, NodeId(2, 3, 0, 1).key]
+NARROW = [NodeId(3, 7, 7, 7).key, NodeId(1, 0, 0, 0).key]  # 5 nodes, 2 treelets
+WIDE = [NodeId(3, 0, 0, 0).key, NodeId(3, 7, 7, 7).key, NodeId(2, 3, 0, 1).key]  # 9 nodes, 4 treelets
 
 
 def header(**changes: Any) -> SceneHeader:
@@ -55,7 +56,7 @@ def base(seed: int, store: SceneStore) -> np.ndarray[Any, np.dtype[np.float16]]:
 
 def planned_index(store: SceneStore, keys: list[int] | None = None) -> SceneIndex:
     """An octree of a few treelets, nothing trained."""
-    octree = Octree.from_keys(np.array(KEYS if keys is None else keys, dtype=np.int64))
+    octree = Octree.from_keys(np.array(NARROW if keys is None else keys, dtype=np.int64))
     return SceneIndex.planned(cut(octree, store.header.band_levels))
 
 

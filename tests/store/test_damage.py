@@ -1,6 +1,7 @@
 """Whatever happens to the bytes of a scene is noticed or does no harm; nothing damaged is ever handed out."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,10 @@ from infnerf_tiles.errors import (
     DamagedStoreError,
     InfnerfError,
     SceneNotFoundError,
-    StoreError,
     StoreFormatError,
 )
-from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.store.chunk_codec import zstd_content_size
 from infnerf_tiles.store.facts import info
-from infnerf_tiles.store.guarded import zstd_content_size
 from infnerf_tiles.store.index import NO_SLOT
 from infnerf_tiles.store.journal import read_record, record_names
 from infnerf_tiles.store.scene_store import SceneStore
@@ -36,7 +35,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small complete scene on disk; copy it before harming it."""
     path = tmp_path_factory.mktemp("intact") / "scene.zarr"
     with SceneStore.create(path, header()) as store:
-        trained_scene(store, keys=[NodeId(2, 3, 3, 3).key])
+        trained_scene(store)
         write_checkpoint(store, "L0/0-0-0", {"a": np.arange(5.0)}, {"step": 3})
     return path
 
@@ -224,9 +223,12 @@ def test_a_damaged_decoder_says_what_to_do(scene: Path) -> None:
         SceneStore.open(scene).read_small("decoder")
 
 
-def test_an_oversized_document_is_not_read(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infnerf_tiles.store.guarded.MAX_DOCUMENT_BYTES", 100)
-    with pytest.raises(StoreError, match="more than the 100"):
+def test_oversized_files_are_not_read(scene: Path) -> None:
+    os.truncate(scene / "params/c.0.0", 1 << 40)  # sparse: takes no room
+    with pytest.raises(DamagedNodeError, match="more than the"):
+        SceneStore.open(scene).read_node(0)
+    os.truncate(scene / "zarr.json", 1 << 40)
+    with pytest.raises(DamagedStoreError, match="more than the"):
         SceneStore.open(scene)
 
 
@@ -234,9 +236,9 @@ def test_info_counts(scene: Path) -> None:
     facts = info(SceneStore.open(scene))
     files = [p for p in scene.rglob("*") if p.is_file()]
     assert (facts.bytes, facts.files) == (sum(p.stat().st_size for p in files), len(files))
-    assert (facts.nodes, facts.trained_nodes, facts.treelets, facts.trained_treelets) == (3, 3, 2, 2)
+    assert (facts.nodes, facts.trained_nodes, facts.treelets, facts.trained_treelets) == (5, 5, 2, 2)
     assert [(level.level, level.nodes, level.trained_nodes) for level in facts.levels] == [
-        (0, 1, 1), (1, 1, 1), (2, 1, 1),
+        (0, 1, 1), (1, 2, 2), (2, 1, 1), (3, 1, 1),
     ]  # fmt: skip
     assert facts.levels[2].gsd == 4096 / 4 / 8
     assert json.loads(json.dumps(facts.to_json()))["georeference"]["crs"] == "EPSG:2178"

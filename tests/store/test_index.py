@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from store_scenes import header, planned_index, trained_scene
+from store_scenes import WIDE, header, planned_index, trained_scene
 from zarr.storage import MemoryStore
 
 from infnerf_tiles.errors import DamagedStoreError
@@ -61,14 +61,14 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("message", CONTRADICTIONS)
 def test_contradictions_are_refused(store: SceneStore, message: str) -> None:
-    index = trained_scene(store)
+    index = trained_scene(store, keys=WIDE)
     with pytest.raises(ValueError, match=message):
         store.commit(CONTRADICTIONS[message](index))
     assert store.read_index().same_as(index)
 
 
 def test_a_node_must_share_its_parents_treelet(store: SceneStore) -> None:
-    index = planned_index(store)
+    index = planned_index(store, WIDE)
     top = int(np.flatnonzero(index.keys == NodeId(1, 1, 1, 1).key)[0])
     split = replace(
         index,
@@ -88,7 +88,7 @@ def test_a_node_must_share_its_parents_treelet(store: SceneStore) -> None:
 
 
 def test_a_stored_contradiction_is_damage(store: SceneStore) -> None:
-    index = trained_scene(store)
+    index = trained_scene(store, keys=WIDE)
     write_generation(store.data, store.generation, damaged(index, "slots", 0, int(index.slots[1])), {})
     with pytest.raises(DamagedStoreError, match=r"contradicts itself \(index slots: expected every slot once"):
         SceneStore.open(store.data).read_index()
@@ -96,7 +96,7 @@ def test_a_stored_contradiction_is_damage(store: SceneStore) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("nodes", 1 << 40), ("treelets", -1), ("nodes", "9"), ("nodes", None)])
 def test_sizes_are_capped_before_anything_is_allocated(store: SceneStore, field: str, value: object) -> None:
-    store.commit(planned_index(store))
+    store.commit(planned_index(store, WIDE))
     key = document_key("index/1")
     attributes = json.loads(store.data.read_bytes(key) or b"")["attributes"]
     store.data.write_bytes(key, group_document(attributes | {field: value}))
@@ -108,7 +108,7 @@ def test_sizes_are_capped_before_anything_is_allocated(store: SceneStore, field:
 
 
 def test_planned_and_states(store: SceneStore) -> None:
-    index = planned_index(store)
+    index = planned_index(store, WIDE)
     assert (index.num_nodes, index.num_treelets) == (9, 4)
     assert (index.states == NodeState.PLANNED).all()
     assert (index.treelet_states == TreeletState.PLANNED).all()

@@ -10,6 +10,7 @@ from store_scenes import planned_index, train_treelet
 from infnerf_tiles.errors import DamagedStoreError, SettingsError
 from infnerf_tiles.store import bundle
 from infnerf_tiles.store.guarded import GuardedStore
+from infnerf_tiles.store.index import TreeletState
 from infnerf_tiles.store.journal import (
     JournalRecord,
     apply_record,
@@ -98,6 +99,10 @@ def test_apply_record_makes_what_a_commit_needs(store: SceneStore) -> None:
     store.data.remove(store.row_key("occupancy", int(trained.record.slots[1])))
     assert not rows_exist(store, trained.record)
     assert apply_record(planned_index(store, [int(planned.keys[0])]), trained.record) is None
+    failed = apply_record(trained.index, replace(trained.record, status=TreeletState.FAILED))
+    assert failed is not None
+    assert failed.treelet_states[1] == TreeletState.FAILED
+    assert np.array_equal(failed.slots, trained.index.slots)
     stranger = replace(trained.record, keys=trained.record.keys + 1)
     assert apply_record(planned, stranger) is None
 

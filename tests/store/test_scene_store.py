@@ -1,9 +1,11 @@
 """The contract of a scene store, on every kind of place."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from store_scenes import base, bits, header, planned_index, table, trained_scene
 
 from infnerf_tiles.errors import DamagedNodeError, SceneNotFoundError, StoreError
@@ -179,7 +181,7 @@ def test_a_reader_changes_nothing(store: SceneStore, place: Location) -> None:
             change()
 
 
-def test_create_and_open_name_what_is_wrong(store: SceneStore, place: Location, tmp_path) -> None:
+def test_create_and_open_name_what_is_wrong(store: SceneStore, place: Location, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is one already"):
         SceneStore.create(place, header())
     (tmp_path / "photos").mkdir()
@@ -191,3 +193,26 @@ def test_create_and_open_name_what_is_wrong(store: SceneStore, place: Location, 
     with pytest.raises(SceneNotFoundError, match="no scene at"):
         SceneStore.open(tmp_path / "nowhere", "r+")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_plain_zarr_reads_what_the_root_document_describes(tmp_path: Path) -> None:
+    with SceneStore.create(tmp_path / "scene.zarr", header()) as store:
+        index = trained_scene(store)
+    scene = zarr.open_group(tmp_path / "scene.zarr", mode="r")
+    rows = {name: scene.attrs["rows"][name]["tensors"][0] for name in ("params", "occupancy", "base")}
+    slot = int(index.slots[3])
+    for name, expected in (("params", table(slot, store)), ("occupancy", bits(slot, store))):
+        spec, row = rows[name], scene[name][slot]
+        tensor = row.view(spec["dtype"])[spec["offset"] :].reshape(spec["shape"])
+        np.testing.assert_array_equal(tensor.ravel(), expected)
+    np.testing.assert_array_equal(scene["base"][0].reshape(rows["base"]["shape"]), base(0, store))
+    generation = scene[f"index/{scene.attrs['generation']}"]
+    np.testing.assert_array_equal(generation["key"][:], index.keys)
+    np.testing.assert_array_equal(generation["slot"][:], index.slots)
+    group = scene["decoder"]
+    for spec in group.attrs["tensors"]:
+        data = group[str(group.attrs["version"])][spec["offset"] :]
+        tensor = np.frombuffer(data.tobytes(), spec["dtype"], int(np.prod(spec["shape"]))).reshape(spec["shape"])
+        np.testing.assert_array_equal(tensor, store.read_small("decoder")[spec["name"]])
+    members = {name for name, _ in scene.members(max_depth=None)}  # warns of anything that is not Zarr
+    assert {"params", "index", "index/2/slot", "journal/L0-0-0-0", "decoder"} <= members

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_scenes import bits, header, planned_index, table, train_treelet, trained_scene
+from store_scenes import WIDE, bits, header, planned_index, table, train_treelet, trained_scene
 
 from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError
 from infnerf_tiles.geometry.node_id import NodeId
@@ -22,7 +22,7 @@ from infnerf_tiles.store.verify import VerifyReport, verify
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("intact") / "scene.zarr"
     with SceneStore.create(path, header()) as store:
-        trained_scene(store)
+        trained_scene(store, keys=WIDE)
     return path
 
 
@@ -148,11 +148,15 @@ def test_a_damaged_record_is_dropped_and_its_nodes_stay(scene: Path) -> None:
     store = SceneStore.open(scene, "r+")
     record = read_record(store, "L2/3-3-3")
     assert record is not None
-    write_record(store, replace(record, slots=record.slots + 1))
+    write_record(store, replace(record, slots=record.slots - 1))
+    lost = train_treelet(store, store.read_index(), 0).record
+    assert len(check(scene).damage) == 2  # work that waits for its commit is no damage ...
+    store.data.remove(store.row_key("params", int(lost.slots[0])))  # ... unless it is lost
     report = check(scene)
-    assert [(d.kind, d.name) for d in report.damage] == [("journal", "L2/0-0-0"), ("journal", "L2/3-3-3")]
+    names = ("L0/0-0-0", "L2/0-0-0", "L2/3-3-3")
+    assert [(d.kind, d.name) for d in report.damage] == [("journal", name) for name in names]
     done = repair(store, report)
-    assert (done.planned_treelets, done.dropped_records) == ((), ("L2/0-0-0", "L2/3-3-3"))
+    assert (done.planned_treelets, done.dropped_records) == ((), names)
     assert check(scene).ok
 
 
