@@ -1,11 +1,12 @@
 """Pixels of a treelet: patches of photos at pyramid levels, kept as uint8; rays are made on the fly."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, UInt8
+from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, Int64, UInt8
 from infnerf_tiles.data.photos import num_pyramid_levels
 from infnerf_tiles.geometry.camera import PosedCameras
 
@@ -27,7 +28,7 @@ class Patches:
     def count(self) -> int:
         return len(self.photo)
 
-    def select(self, index: "Int32 | Bool") -> "Patches":
+    def select(self, index: Int32 | Int64 | Bool) -> "Patches":
         """The chosen patches (numbers or mask)."""
         return Patches(
             photo=self.photo[index], pyramid=self.pyramid[index], column=self.column[index], row=self.row[index]
@@ -95,7 +96,7 @@ class PixelSet:
         valid = np.zeros((n, PATCH, PATCH), np.bool_)
         order = np.argsort(patches.photo, kind="stable")
         bounds = np.flatnonzero(np.diff(patches.photo[order], prepend=-1, append=-1))
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in itertools.pairwise(bounds):
             members = order[first:last]
             levels = read_pyramid(int(patches.photo[members[0]]))
             for k in members:
@@ -105,7 +106,7 @@ class PixelSet:
                 h, w = tile.shape[:2]
                 rgb[k, :h, :w] = tile
                 valid[k, :h, :w] = True if mask is None else mask[y : y + PATCH, x : x + PATCH]
-        keep = valid.any(axis=(1, 2))
+        keep: Bool = np.asarray(valid.any(axis=(1, 2)))
         return cls(patches.select(keep), rgb[keep], valid[keep])
 
     def draw(self, rng: np.random.Generator, count: int) -> PixelBatch:

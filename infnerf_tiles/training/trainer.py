@@ -11,9 +11,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import Float64
 from infnerf_tiles.errors import NonFiniteError
-from infnerf_tiles.field.appearance import Appearance
-from infnerf_tiles.field.background import Background
-from infnerf_tiles.field.decoder import Decoder, direction_basis
+from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.field.shading import evaluate_nodes
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.kernels import for_device
@@ -23,6 +21,7 @@ from infnerf_tiles.training.growth import Evidence
 from infnerf_tiles.training.pixels import PixelBatch, PixelSet
 from infnerf_tiles.training.refresh import refresh_occupancy
 from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, learning_rate, refresh_due
+from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, Moments, TrainingState
 from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
 from infnerf_tiles.volume.visibility import keep_reached
@@ -35,20 +34,6 @@ _IDENTITY_PULL = 0.01
 """Weight that keeps the photos' transforms near the identity: it fixes the factor that they share with the scene."""
 _STOP = 1e-4
 """Transmittance at which a training ray ends."""
-
-
-@dataclass(kw_only=True)
-class Shared:
-    """What all treelets share: trained in the seed stage, frozen afterwards."""
-
-    decoder: Decoder
-    appearance: Appearance
-    background: Background
-    trainable: bool
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """All shared parameters."""
-        return [*self.decoder.parameters(), *self.appearance.parameters(), *self.background.parameters()]
 
 
 class Trainer:
@@ -119,8 +104,8 @@ class Trainer:
         loss, error, weights = self._loss(batch, samples, frozen, basis, generator)
         if not math.isfinite(loss.item()):
             raise NonFiniteError(
-                f"treelet {self.state.top}: the loss of step {self.step} is {loss.item()}; the last good state is kept. "
-                "Look for NaN in the photos' poses, or lower training.lr"
+                f"treelet {self.state.top}: the loss of step {self.step} is {loss.item()}; the last good state is "
+                "kept. Look for NaN in the photos' poses, or lower training.lr"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         self._update()

@@ -1,0 +1,118 @@
+"""What every training task opens for itself: the scene, the photos, and the constants that follow from both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from infnerf_tiles.arrays import Bool, UInt8
+from infnerf_tiles.data.dataset import PosedPhotos
+from infnerf_tiles.data.photos import PhotoCache, mask_pyramid, num_pyramid_levels, pyramid
+from infnerf_tiles.field.appearance import Appearance
+from infnerf_tiles.field.background import Background
+from infnerf_tiles.field.decoder import Decoder, decoder_shape
+from infnerf_tiles.field.shape import FieldShape
+from infnerf_tiles.geometry.footprint import gsd
+from infnerf_tiles.kernels.arena import MarchSettings
+from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.training.shared import Shared
+
+TRAINING_NEAR = 16.0
+"""Where training rays start, in finest GSDs: nearer than that a floater fills the view and no photo can correct it."""
+PHOTO_CACHE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Context:
+    """An open scene with its photos."""
+
+    store: SceneStore
+    photos: PosedPhotos
+    settings: Settings
+
+    @cached_property
+    def shape(self) -> FieldShape:
+        """Sizes of the scene's field."""
+        h = self.store.header
+        return FieldShape(cells=h.cells, table_size=h.table_size, features=h.features)
+
+    @cached_property
+    def gsd_root(self) -> float:
+        """GSD of level 0, world units."""
+        return float(gsd(self.store.header.root.edge, self.store.header.cells, 0))
+
+    @cached_property
+    def gsd_finest(self) -> float:
+        """GSD of the deepest level, world units."""
+        return self.gsd_root / 2.0**self.store.header.max_level
+
+    def march(self, step: float) -> MarchSettings:
+        """The training lattice with the given step C."""
+        return MarchSettings(
+            near=TRAINING_NEAR * self.gsd_finest,
+            step=step,
+            gsd_root=self.gsd_root,
+            lod_bias=self.settings.octree.lod_bias,
+        )
+
+    def new_shared(self) -> Shared:
+        """Fresh decoder, appearance and background, drawn from the training seed."""
+        s = self.settings
+        generator = torch.Generator().manual_seed(s.training.seed)
+        return Shared(
+            decoder=Decoder(
+                decoder_shape(
+                    features=s.field.features,
+                    hidden=s.field.hidden,
+                    geometry_features=s.field.geometry_features,
+                    density_bias=s.field.density_bias,
+                    gsd_ref=self.store.header.gsd_ref,
+                    gsd_finest=self.gsd_finest,
+                ),
+                generator,
+            ),
+            appearance=Appearance(self.photos.num_photos),
+            background=Background(s.field.background),
+            trainable=True,
+        )
+
+    def read_shared(self) -> Shared:
+        """Decoder, appearance and background as the seed stage left them, frozen."""
+        shared = self.new_shared()
+        shared.trainable = False
+        shared.load_arrays(
+            self.store.read_small("decoder"), self.store.read_small("appearance"), self.store.read_small("background")
+        )
+        return shared
+
+    @cached_property
+    def training_photos(self) -> list[int]:
+        """Rows of the photos that train."""
+        return [int(i) for i in np.flatnonzero(~self.photos.is_test)]
+
+    @cached_property
+    def read_pyramid(self) -> Callable[[int], list[tuple[UInt8, Bool | None]]]:
+        """photo -> its pyramid levels with masks, from a byte-bounded cache of decoded photos."""
+        cache = PhotoCache(PHOTO_CACHE_BYTES)
+
+        def read(photo: int) -> list[tuple[UInt8, Bool | None]]:
+            decoded = cache.get(self.photos.photo_file(photo))
+            levels = num_pyramid_levels(decoded.rgb.shape[1])
+            images = pyramid(decoded.rgb, levels)
+            masks: list[Bool | None] = [None] * levels
+            if decoded.mask is not None:
+                masks = list(mask_pyramid(decoded.mask, levels))
+            return list(zip(images, masks, strict=True))
+
+        return read
+
+
+def scene_dataset(settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:
+    """Read the photos as the scene's settings say. Errors as `read_dataset`."""
+    from infnerf_tiles.data.dataset import read_dataset
+
+    return read_dataset(folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)

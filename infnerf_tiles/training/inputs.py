@@ -1,0 +1,45 @@
+"""What a scene remembers of how it was made: its settings and where its photos were."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infnerf_tiles.errors import DamagedStoreError
+from infnerf_tiles.settings import Settings, parse_settings
+from infnerf_tiles.store.schema import SceneHeader
+
+_INPUTS = "inputs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where the data set was when the scene was built; `train --data` overrides it after a move."""
+
+    dataset: str
+    images: str | None = None
+
+
+def stored_settings(settings: Settings, inputs: Inputs) -> Mapping[str, Any]:
+    """The value of `SceneHeader.settings`."""
+    return {**settings.model_dump(mode="json"), _INPUTS: {"dataset": inputs.dataset, "images": inputs.images}}
+
+
+def scene_settings(header: SceneHeader) -> Settings:
+    """The resolved settings of a scene."""
+    values = {key: value for key, value in header.settings.items() if key != _INPUTS}
+    return parse_settings(values, source="settings stored in the scene")
+
+
+def scene_inputs(header: SceneHeader) -> Inputs:
+    """Where the scene's photos were. DamagedStoreError if the scene does not say."""
+    stored = header.settings.get(_INPUTS)
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("dataset"), str):
+        raise DamagedStoreError("scene: expected the place of its photos in its settings, got none; pass it with --data")
+    images = stored.get("images")
+    return Inputs(dataset=str(stored["dataset"]), images=None if images is None else str(images))
+
+
+def absolute(path: str | Path | None) -> str | None:
+    """The path from the root, so that the scene can be trained from any folder."""
+    return None if path is None else str(Path(path).resolve())

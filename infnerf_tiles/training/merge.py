@@ -1,0 +1,69 @@
+"""How the index changes when a stage is done: warm rows after the seed stage, trained rows and growth per treelet."""
+
+import numpy as np
+
+from infnerf_tiles.arrays import AnyArray, Int32, Int64
+from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
+from infnerf_tiles.geometry.octree import Octree, cut
+from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.journal import JournalRecord
+
+
+def with_warm_rows(
+    octree: Octree, band_levels: tuple[int, ...], keys: Int64, slots: Int32, base_slot: int
+) -> SceneIndex:
+    """A planned index of the octree in which these nodes name rows of the seed stage, and so does the root's base."""
+    planned = SceneIndex.planned(cut(octree, band_levels))
+    planned.slots[np.searchsorted(planned.keys, keys)] = slots
+    planned.base_slots[planned.root_keys == 0] = base_slot
+    return planned
+
+
+def with_record(index: SceneIndex, record: JournalRecord, band_levels: tuple[int, ...]) -> SceneIndex:
+    """The index after a treelet's record: its trained nodes, without what was pruned, with what was grown.
+
+    Nodes that the training wants below its band become treelets of the next band, with one planned node each, unless
+    they exist. A failed treelet keeps its planned nodes.
+    """
+    top = NodeId.parse(record.treelet)
+    row = int(np.flatnonzero(index.root_keys == top.key)[0])
+    states = index.treelet_states.copy()
+    states[row] = record.status
+    if record.status != TreeletState.TRAINED:
+        return _replaced(index, treelet_states=states)
+    others = index.treelets != row
+    wanted = record.want_children[np.isin(parent_keys(record.want_children), record.keys)]
+    wanted = np.setdiff1d(wanted, index.keys)
+    band = int(np.searchsorted(band_levels, key_levels(wanted)[0])) if len(wanted) else 0
+    new_rows = np.arange(len(wanted), dtype=np.int32) + index.num_treelets
+    keys = np.concatenate([index.keys[others], record.keys, wanted])
+    order = np.argsort(keys, kind="stable")
+    base_slots = index.base_slots.copy()
+    base_slots[row] = record.base_slot
+
+    def column(old: AnyArray, mine: object, new: object) -> AnyArray:
+        fresh = np.concatenate(
+            [
+                old[others],
+                np.broadcast_to(np.asarray(mine, old.dtype), (len(record.keys),)),
+                np.broadcast_to(np.asarray(new, old.dtype), (len(wanted),)),
+            ]
+        )
+        return fresh[order]
+
+    return SceneIndex(
+        keys=keys[order],
+        slots=column(index.slots, record.slots, NO_SLOT),
+        treelets=column(index.treelets, row, new_rows),
+        states=column(index.states, NodeState.TRAINED, NodeState.PLANNED),
+        lambda_max=column(index.lambda_max, record.lambda_max, 0.0),
+        root_keys=np.concatenate([index.root_keys, wanted]),
+        bands=np.concatenate([index.bands, np.full(len(wanted), band, np.int32)]),
+        base_slots=np.concatenate([base_slots, np.full(len(wanted), NO_SLOT, np.int32)]),
+        treelet_states=np.concatenate([states, np.zeros(len(wanted), np.uint8)]),
+    )
+
+
+def _replaced(index: SceneIndex, **columns: AnyArray) -> SceneIndex:
+    names = ("keys", "slots", "treelets", "states", "lambda_max", "root_keys", "bands", "base_slots", "treelet_states")
+    return SceneIndex(**{name: columns.get(name, getattr(index, name)) for name in names})

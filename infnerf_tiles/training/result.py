@@ -1,0 +1,93 @@
+"""What a finished training leaves: pruned nodes with their rows, the folded base, and where growth wants to go on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from infnerf_tiles.arrays import Bool, Float16, Float32, Int64, UInt8
+from infnerf_tiles.field.treelet import fold_corrections
+from infnerf_tiles.geometry.node_id import child_keys, key_levels, parent_keys
+from infnerf_tiles.training.refresh import cell_optical_depth
+from infnerf_tiles.training.trainer import Trainer
+from infnerf_tiles.volume.occupancy import pack_cells
+
+RESIDUAL_FLOOR = 1e-3
+"""A leaf whose residual never exceeds this changes nothing that float16 features or eight-bit colours would show."""
+_FINAL_POINTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTreelet:
+    """Rows of a trained treelet, ready to write. Nodes ascend by key."""
+
+    keys: Int64
+    tables: Float16
+    """float16 [n, T * F]."""
+    occupancy: UInt8
+    """uint8 [n, bytes]."""
+    lambda_max: Float32
+    base: Float16
+    """float16 [V, V, V, F]."""
+    want_children: Int64
+    """Keys one level below the deepest own level that the training's samples asked for."""
+
+
+def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
+    """Fold the corrections, settle the occupancy, prune leaves that show nothing.
+
+    Args:
+        needed: keys that may not be pruned (their descendants exist in the octree), int64.
+    """
+    state, evidence = trainer.state, trainer.evidence
+    rng = np.random.default_rng((*trainer.seed, 1 << 40))
+    candidates = np.flatnonzero(state.ema[: state.num_own] > 0.25 * threshold)
+    depth = np.zeros(len(candidates), np.float32)
+    for _ in range(_FINAL_POINTS):
+        depth = np.maximum(
+            depth, cell_optical_depth(state, trainer.shared.decoder, trainer.frame, candidates, rng)
+        )
+    cells = np.zeros(state.ema[: state.num_own].shape, np.bool_)
+    cells.reshape(-1)[candidates] = np.maximum(depth, 0.5 * state.ema.reshape(-1)[candidates]) > threshold
+    state.set_occupied(cells)
+    slots = np.arange(state.num_own)
+    keys, level = state.keys[slots], state.level[slots]
+    lambda_max = np.minimum(evidence.seen[slots], level.astype(np.float32))
+    # a node seen at no finer level than its parent's own was never trained
+    useless = (lambda_max <= level - 1) | ~cells.reshape(state.num_own, -1).any(axis=1)
+    size = state.tables[: state.num_own].abs().amax(dim=(1, 2)).numpy()
+    useless |= size < RESIDUAL_FLOOR
+    useless[level == state.top.level] = False
+    keep = _prune(keys, useless, needed)
+    lambda_max[level == 0] = np.maximum(lambda_max[level == 0], 0.0)
+    # a node that stays only for what hangs below it draws nothing of its own that it has not learned
+    lambda_max = np.maximum(lambda_max, np.float32(0.0))
+    order = np.flatnonzero(keep)[np.argsort(keys[keep], kind="stable")]
+    shape = state.shape
+    v = shape.base_cells + 1
+    base = fold_corrections(state.dense[: shape.training_dense_rows], shape, shape.num_corrections)[: v**3]
+    slot, octant = evidence.octants(trainer.min_points)
+    below = (state.level[slot] == trainer.frame.max_own_level) & keep[slot]
+    want = np.unique(child_keys(state.keys[slot[below]])[np.arange(int(below.sum())), octant[below]])
+    return TrainedTreelet(
+        keys=keys[order],
+        tables=state.tables[order].numpy().reshape(len(order), -1).astype(np.float16),
+        occupancy=pack_cells(cells[order]),
+        lambda_max=lambda_max[order].astype(np.float32),
+        base=base.numpy().reshape(v, v, v, shape.features).astype(np.float16),
+        want_children=want if trainer.frame.can_go_below else np.empty(0, np.int64),
+    )
+
+
+def _prune(keys: Int64, useless: Bool, needed: Int64) -> Bool:
+    """bool [n]: what stays when useless leaves are dropped from the bottom up."""
+    keep: Bool = np.ones(len(keys), np.bool_)
+    levels = key_levels(keys)
+    held = set(needed.tolist())
+    for level in range(int(levels.max(initial=0)), -1, -1):
+        for k in np.flatnonzero(levels == level).tolist():
+            key = int(keys[k])
+            if useless[k] and key not in held:
+                keep[k] = False
+            elif key:
+                held.add(int(parent_keys(np.array([key]))[0]))
+    return keep

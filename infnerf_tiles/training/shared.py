@@ -1,0 +1,40 @@
+"""What all treelets share: decoder, appearance and background; trained in the seed stage, frozen afterwards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from infnerf_tiles.arrays import AnyArray
+from infnerf_tiles.field.appearance import Appearance
+from infnerf_tiles.field.background import Background
+from infnerf_tiles.field.decoder import Decoder
+
+
+@dataclass(kw_only=True)
+class Shared:
+    """Decoder, appearance and background, and whether they learn."""
+
+    decoder: Decoder
+    appearance: Appearance
+    background: Background
+    trainable: bool
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All shared parameters."""
+        return [*self.decoder.parameters(), *self.appearance.parameters(), *self.background.parameters()]
+
+    def load_arrays(
+        self, decoder: Mapping[str, AnyArray], appearance: Mapping[str, AnyArray], background: Mapping[str, AnyArray]
+    ) -> None:
+        """Take the arrays that `to_arrays` of each part gave; ValueError if a shape differs."""
+        self.decoder.load_arrays(dict(decoder))
+        for parameter, array, name in (
+            (self.appearance.affine, appearance["affine"], "appearance"),
+            (self.background.coefficients, background["coefficients"], "background"),
+        ):
+            if tuple(array.shape) != tuple(parameter.shape):
+                raise ValueError(f"{name}: expected shape {tuple(parameter.shape)}, got {tuple(array.shape)}")
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(np.array(array, np.float32)))

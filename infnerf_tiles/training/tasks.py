@@ -1,0 +1,291 @@
+"""The two tasks of training: the seed stage of a scene and the training of one treelet.
+
+Each is a plain function of one frozen argument that opens what it needs, writes rows and a record, and returns a few
+numbers, so that a pipeline can call it here, in another process or on another machine.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from infnerf_tiles.arrays import Int64
+from infnerf_tiles.errors import NonFiniteError
+from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
+from infnerf_tiles.geometry.octree import Octree
+from infnerf_tiles.kernels.cpu import set_threads
+from infnerf_tiles.process import peak_memory
+from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.documents import fingerprint
+from infnerf_tiles.store.index import SceneIndex, TreeletState
+from infnerf_tiles.store.journal import JournalRecord, write_record
+from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
+from infnerf_tiles.training import checkpoint
+from infnerf_tiles.training.context import Context, scene_dataset
+from infnerf_tiles.training.growth import MIN_PHOTOS
+from infnerf_tiles.training.pixels import Patches, PixelSet, all_patches
+from infnerf_tiles.training.result import TrainedTreelet, finish
+from infnerf_tiles.training.seed import seed_nodes, seed_patches
+from infnerf_tiles.training.shared import Shared
+from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
+from infnerf_tiles.training.surroundings import read_surroundings, start_base, start_occupancy, warm_start
+from infnerf_tiles.training.trainer import Trainer, psnr_of
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float, float], None]
+"""(treelet, share done, PSNR in dB) while a training runs."""
+
+GROWTH_ROOM = 64
+"""Free slots for growth in every training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """What a training task needs to know; everything else it reads itself."""
+
+    scene: str
+    """Path or URL of the scene."""
+    dataset: str
+    """Folder of the data set."""
+    images: str | None = None
+    """Folder of the photos, if not the data set's own."""
+    settings: Settings
+    treelet: str = "L0/0-0-0"
+    """Root of the treelet."""
+    patches: Patches | None = None
+    """The treelet's patches (not used by the seed stage)."""
+    slots: tuple[int, int] = (0, 0)
+    """First and one-past-last node slot that the task may write."""
+    base_slot: int = -1
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What a task did, in a few numbers."""
+
+    treelet: str
+    nodes: int
+    steps: int
+    seconds: float
+    psnr: float
+    rays: int
+    samples: int
+    peak_bytes: int
+
+
+def inputs_fingerprint(context: Context) -> str:
+    """Fingerprint of poses, intrinsics, photo names and sizes: what a trained treelet depends on besides settings."""
+    photos = context.photos
+    return fingerprint(
+        {
+            "names": list(photos.names),
+            "test": [bool(t) for t in photos.is_test],
+            "poses": np.round(photos.cameras.camera_to_world, 9).tolist(),
+            "cameras": [[c.model, c.width, c.height, list(c.params)] for c in photos.cameras.cameras],
+            "index": photos.cameras.camera_index.tolist(),
+        }
+    )
+
+
+def settings_fingerprint(settings: Settings) -> str:
+    """Fingerprint of the settings that change what is learned."""
+    document = settings.model_dump(mode="json")
+    document.pop("rendering", None)
+    return fingerprint(document)
+
+
+def open_context(task: TrainTask, store: SceneStore) -> Context:
+    """The task's scene and photos."""
+    images = None if task.images is None else Path(task.images)
+    return Context(store, scene_dataset(task.settings, Path(task.dataset), images), task.settings)
+
+
+def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainReport:
+    """Train decoder and appearance jointly with a sample of the octree, and leave the features as a warm start.
+
+    Writes the warm rows, a new index generation that names them (still planned), and last the decoder: a scene with a
+    decoder has its seed stage behind it. Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
+    """
+    set_threads(task.threads)
+    started = time.monotonic()
+    with SceneStore.open(task.scene, "r+", sweep=False) as store:
+        context = open_context(task, store)
+        index, header, s = store.read_index(), store.header, task.settings
+        keys = seed_nodes(index.keys, header.band_levels, s.training.seed_nodes, s.training.seed)
+        room = max(GROWTH_ROOM, s.training.seed_nodes - len(keys), len(keys) // 4)
+        top = NodeId(0, 0, 0, 0)
+        state = TrainingState(context.shape, top, keys, len(keys) + room, ResidentNodes.none(context.shape))
+        state.start_occupancy(
+            start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
+        )
+        patches = seed_patches(context, all_patches(context.photos.cameras, context.training_photos), keys, index.keys)
+        pixels = PixelSet.gather(patches, context.read_pyramid)
+        shared = context.new_shared()
+        rays = int(s.training.passes * s.training.seed_share * pixels.num_pixels)
+        frame = Frame(
+            root=header.root, march=context.march(s.training.step_size), max_own_level=header.max_level,
+            can_go_below=False,
+        )  # fmt: skip
+        trainer = _trainer(context, frame, state, shared, pixels, rays, grows=True)
+        _run(context, trainer, "seed", progress)
+        trained = finish(trainer, s.training.occupancy_threshold, np.empty(0, np.int64))
+        _write_seed(context, index, trained, shared, pixels)
+        drop_checkpoint(store, str(top))
+        return _report("seed", trainer, trained, started)
+
+
+def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainReport:
+    """Train one treelet on its patches and write its rows and its journal record; the caller commits the index.
+
+    Goes on from a checkpoint. A non-finite loss leaves a record that says so and raises NonFiniteError.
+    """
+    set_threads(task.threads)
+    started = time.monotonic()
+    with SceneStore.open(task.scene, "r+", sweep=False) as store:
+        context = open_context(task, store)
+        index, header, s = store.read_index(), store.header, task.settings
+        top = NodeId.parse(task.treelet)
+        row = int(np.flatnonzero(index.root_keys == top.key)[0])
+        band = int(index.bands[row])
+        bands = header.band_levels
+        bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
+        keys = index.keys[index.treelets == row]
+        capacity = min(len(keys) + max(GROWTH_ROOM, len(keys) // 4), task.slots[1] - task.slots[0])
+        state = TrainingState(context.shape, top, keys, capacity, read_surroundings(context, index, top, band))
+        filled = warm_start(context, index, state)
+        start_base(context, index, row, state)
+        cells = start_occupancy(context, state, filled)
+        state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
+        if task.patches is None:
+            raise ValueError(f"treelet {top}: no patches were given")
+        pixels = PixelSet.gather(task.patches, context.read_pyramid)
+        rays = int(s.training.passes * (1.0 - s.training.seed_share) * pixels.num_pixels)
+        frame = Frame(
+            root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
+            can_go_below=bottom < header.max_level,
+        )  # fmt: skip
+        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, grows=True)
+        record = JournalRecord(
+            treelet=str(top), status=TreeletState.FAILED, seconds=0.0, peak_bytes=0, steps=0,
+            settings_fingerprint=settings_fingerprint(s), inputs_fingerprint=inputs_fingerprint(context),
+        )  # fmt: skip
+        try:
+            _run(context, trainer, str(top), progress)
+        except NonFiniteError as error:
+            seconds = time.monotonic() - started
+            write_record(store, replace(record, message=str(error), seconds=seconds, steps=trainer.step))
+            raise
+        trained = finish(trainer, s.training.occupancy_threshold, _held(index, row))
+        slots = np.arange(task.slots[0], task.slots[0] + len(trained.keys), dtype=np.int32)
+        for k, slot in enumerate(slots.tolist()):
+            store.write_node(slot, trained.tables[k], trained.occupancy[k])
+        store.write_base(task.base_slot, trained.base)
+        report = _report(str(top), trainer, trained, started)
+        write_record(
+            store,
+            replace(
+                record, status=TreeletState.TRAINED, seconds=report.seconds, peak_bytes=report.peak_bytes,
+                steps=report.steps, psnr=report.psnr, keys=trained.keys, slots=slots, lambda_max=trained.lambda_max,
+                want_children=trained.want_children, base_slot=task.base_slot,
+                facts={"rays": report.rays, "samples": report.samples, "pixels": pixels.num_pixels},
+            ),
+        )  # fmt: skip
+        drop_checkpoint(store, str(top))
+        return report
+
+
+def _trainer(
+    context: Context, frame: Frame, state: TrainingState, shared: Shared, pixels: PixelSet, rays: int, *, grows: bool
+) -> Trainer:
+    settings = context.settings.training
+    return Trainer(
+        frame=frame,
+        state=state,
+        shared=shared,
+        pixels=pixels,
+        cameras=context.photos.cameras,
+        settings=settings,
+        total_rays=rays,
+        seed=(settings.seed, state.top.key, int(shared.trainable)),
+        grows=grows and len(context.training_photos) >= MIN_PHOTOS,
+        min_points=context.settings.octree.min_points,
+    )
+
+
+def _run(context: Context, trainer: Trainer, name: str, progress: Progress | None) -> None:
+    """Run to the end from the last checkpoint, if there is one of this very stage; keep new ones on the way."""
+    store, settings = context.store, context.settings.training
+    treelet = str(trainer.state.top)
+    stage = {"stage": name, "settings": settings_fingerprint(context.settings), "inputs": inputs_fingerprint(context)}
+    found = read_checkpoint(store, treelet)
+    if found is not None and all(found.meta.get(k) == v for k, v in stage.items()):
+        checkpoint.restore(trainer, found.arrays, found.meta)
+        _log.info("treelet %s: goes on at step %d", name, trainer.step)
+    last = time.monotonic()
+
+    def on_step(now: Trainer) -> None:
+        nonlocal last
+        if progress is not None:
+            progress(name, now.progress, psnr_of(now.recent_error))
+        if time.monotonic() - last >= settings.checkpoint_seconds:
+            arrays, counters = checkpoint.save(now)
+            write_checkpoint(store, treelet, arrays, {**stage, **counters})
+            last = time.monotonic()
+
+    if pixels_missing := trainer.pixels.num_pixels == 0:
+        _log.warning("treelet %s: no photo shows it; it keeps what it starts from", name)
+    if not pixels_missing:
+        trainer.run(on_step)
+
+
+def _held(index: SceneIndex, row: int) -> Int64:
+    """Nodes of the treelet below which treelets of the next band hang."""
+    level = int(key_levels(index.root_keys[row : row + 1])[0])
+    roots = index.root_keys
+    levels = key_levels(roots)
+    below = roots[levels > level]
+    if not len(below):
+        return np.empty(0, np.int64)
+    parents = ancestor_keys(below, key_levels(below) - 1)
+    mine = index.keys[index.treelets == row]
+    return np.intersect1d(parents, mine)
+
+
+def _write_seed(
+    context: Context, index: SceneIndex, trained: TrainedTreelet, shared: Shared, pixels: PixelSet
+) -> None:
+    store = context.store
+    from infnerf_tiles.training.merge import with_warm_rows
+
+    slots = store.allocate(len(trained.keys))
+    base_slot = store.allocate_treelets(1).start
+    for k, slot in enumerate(slots):
+        store.write_node(slot, trained.tables[k], trained.occupancy[k])
+    store.write_base(base_slot, trained.base)
+    octree = Octree.from_keys(np.union1d(index.keys, trained.keys))
+    warm = with_warm_rows(octree, store.header.band_levels, trained.keys, np.array(slots, np.int32), base_slot)
+    store.commit(warm)
+    known = np.zeros(context.photos.num_photos, np.uint8)
+    known[np.unique(pixels.patches.photo)] = 1
+    store.write_small("appearance", {"affine": shared.appearance.affine.detach().numpy(), "known": known})
+    store.write_small("background", {"coefficients": shared.background.coefficients.detach().numpy()})
+    store.write_small("decoder", dict(shared.decoder.to_arrays()))
+
+
+def _report(name: str, trainer: Trainer, trained: TrainedTreelet, started: float) -> TrainReport:
+    return TrainReport(
+        treelet=name,
+        nodes=len(trained.keys),
+        steps=trainer.step,
+        seconds=time.monotonic() - started,
+        psnr=psnr_of(trainer.recent_error) if trainer.step else 0.0,
+        rays=trainer.rays_done,
+        samples=trainer.samples_done,
+        peak_bytes=peak_memory(),
+    )
