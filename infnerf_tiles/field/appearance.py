@@ -22,7 +22,7 @@ class Appearance(nn.Module):
 
     def distance_from_identity(self) -> Tensor:
         """Mean squared distance of the transforms from the identity: fixes what the photos cannot (a common factor)."""
-        return ((self.affine - torch.eye(3, 4)) ** 2).mean()
+        return ((self.affine - torch.eye(3, 4, device=self.affine.device)) ** 2).mean()
 
 
 def mean_affine(affine: Float32) -> Float32:

@@ -26,5 +26,5 @@ class Background(nn.Module):
         if self.kind in ("sh", "constant"):
             return torch.sigmoid(basis[:, : self.coefficients.shape[0]] @ self.coefficients)
         if self.kind == "random" and generator is not None:
-            return torch.rand((basis.shape[0], 3), generator=generator)
-        return torch.full((basis.shape[0], 3), 1.0 if self.kind == "white" else 0.0)
+            return torch.rand((basis.shape[0], 3), generator=generator, device=generator.device).to(basis.device)
+        return basis.new_full((basis.shape[0], 3), 1.0 if self.kind == "white" else 0.0)

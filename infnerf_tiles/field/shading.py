@@ -24,9 +24,10 @@ def evaluate_nodes(
     Args as in `encode`; basis float32 [M, 16]. The result of a sample does not depend on the others.
     """
     num = position.shape[0]
-    features = torch.empty((num, arena.features))
+    device = position.device
+    features = torch.empty((num, arena.features), device=device)
     for_device(arena.device).encode_into(position, slot, beta, arena, features)
-    sigma, colour = torch.empty(num), torch.empty((num, 3))
+    sigma, colour = torch.empty(num, device=device), torch.empty((num, 3), device=device)
     with torch.no_grad():
         for first in range(0, num, DECODER_BLOCK):
             last = min(first + DECODER_BLOCK, num)
@@ -40,7 +41,7 @@ def evaluate_nodes(
 
 
 def _padded(rows: Tensor) -> Tensor:
-    full = torch.zeros((DECODER_BLOCK, rows.shape[1]), dtype=rows.dtype)
+    full = rows.new_zeros((DECODER_BLOCK, rows.shape[1]))
     full[: rows.shape[0]] = rows
     return full
 
@@ -55,7 +56,7 @@ def shade(arena: Arena, decoder: Decoder, samples: Samples, basis: Tensor) -> tu
     sigma, colour = evaluate_nodes(arena, decoder, samples.position, samples.slot, samples.beta, basis[ray])
     mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
     if mixed.numel():
-        ones = torch.ones(mixed.shape[0])
+        ones = torch.ones_like(samples.blend[mixed])
         sigma_above, colour_above = evaluate_nodes(
             arena, decoder, samples.position_above[mixed], samples.slot_above[mixed], ones, basis[ray[mixed]]
         )

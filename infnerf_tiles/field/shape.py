@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from infnerf_tiles.kernels.arena import dense_grid_rows, dense_rows
+from infnerf_tiles.kernels.arena import VERTEX_BLOCK, dense_grid_rows, dense_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class FieldShape:
     cells: int
     """N, cells per node edge; a power of two, at least 16."""
     table_size: int
-    """T, rows of a node's table; a power of two."""
+    """T, rows of a node's table; a power of two, at least 8."""
     features: int
     """F, features per vertex."""
 
@@ -23,6 +23,8 @@ class FieldShape:
                 raise ValueError(f"{name}: expected a power of two, got {value}")
         if self.cells < 16:
             raise ValueError(f"cells: expected at least 16, got {self.cells}")
+        if self.table_size < VERTEX_BLOCK:
+            raise ValueError(f"table_size: expected at least one vertex block of {VERTEX_BLOCK}, got {self.table_size}")
 
     @property
     def base_cells(self) -> int:

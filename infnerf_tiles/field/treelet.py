@@ -11,7 +11,7 @@ from infnerf_tiles.kernels.arena import Arena, dense_grid_rows
 
 
 def grid_vertices(cells: int) -> Float32:
-    """Vertex positions float32 [(n+1)^3, 3] of a dense grid over the unit cube, x fastest: row (z*(n+1) + y)*(n+1) + x."""
+    """Vertex positions float32 [(n+1)^3, 3] of a dense grid over the unit cube: row (z (n+1) + y) (n+1) + x."""
     axis = np.arange(cells + 1, dtype=np.float32) / np.float32(cells)
     z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
     return np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1)
@@ -23,10 +23,10 @@ def interpolate_dense(grid: Tensor, cells: int, position: Tensor) -> Tensor:
     corner = u.floor().clamp(0, cells - 1)
     fraction = u - corner
     ix, iy, iz = corner.long().unbind(1)
-    out = torch.zeros((position.shape[0], grid.shape[1]), dtype=grid.dtype)
+    out = grid.new_zeros((position.shape[0], grid.shape[1]))
     for c in range(8):
         cx, cy, cz = c & 1, (c >> 1) & 1, c >> 2
-        weight = torch.ones(position.shape[0], dtype=grid.dtype)
+        weight = grid.new_ones(position.shape[0])
         for axis, odd in enumerate((cx, cy, cz)):
             f = fraction[:, axis].to(grid.dtype)
             weight = weight * (f if odd else 1.0 - f)
@@ -44,8 +44,8 @@ def fold_corrections(dense: Tensor, shape: FieldShape, grids: int) -> Tensor:
     Returns:
         float32 [base_rows, F], padding rows zero.
     """
-    base = torch.zeros((shape.base_rows, shape.features))
-    vertices = torch.from_numpy(grid_vertices(shape.base_cells))
+    base = dense.new_zeros((shape.base_rows, shape.features))
+    vertices = torch.from_numpy(grid_vertices(shape.base_cells)).to(dense.device)
     num = vertices.shape[0]
     base[:num] = dense[:num]
     first, cells = shape.base_rows, shape.base_cells // 2
@@ -69,23 +69,22 @@ def base_from_above(arena: Arena, root_xyz: tuple[int, int, int], slot_above: in
     Returns:
         float32 [base_rows, F].
     """
-    tree = int(arena.treelet[slot_above])
-    vertices = grid_vertices(arena.base_cells).astype(np.float64)
-    level = int(arena.level[slot_above]) + 1
+    tree, level = int(arena.treelet[slot_above]), int(arena.level[slot_above]) + 1
     # positions in the cube of the treelet above: unit coordinates at the new root's level, then into its cube
     scale = 2.0 ** (int(arena.top_level[tree]) - level)
     corner = np.array(root_xyz, np.float64)
-    local = (corner + vertices) * scale - arena.top_xyz[tree].numpy()
+    cube = arena.top_xyz[tree].cpu().numpy()
+    vertices = (corner + grid_vertices(arena.base_cells)) * scale - cube
     # a vertex on the far face of the node above belongs to its last cell, not to its neighbour's first: moved inside by
-    # the smallest float32 step
-    edge = 2.0 ** (int(arena.top_level[tree]) - level + 1)
-    low = (np.floor(corner / 2) * 2) * scale - arena.top_xyz[tree].numpy()
-    num = vertices.shape[0]
-    out = torch.zeros((-(-num // 8) * 8, arena.features))
-    features = torch.empty((num, arena.features))
-    below = np.nextafter((low + edge).astype(np.float32), np.float32(-1.0))
-    inside = torch.from_numpy(np.minimum(local.astype(np.float32), below))
-    slots = torch.full((num,), slot_above, dtype=torch.int32)
-    for_device(arena.device).encode_into(inside, slots, torch.ones(num), arena, features)
-    out[:num] = features
-    return out
+    # the smallest float32 step, 2^-24 of the cube
+    far = (np.floor(corner / 2) * 2 + 2) * scale - cube
+    inside = np.minimum(vertices.astype(np.float32), np.nextafter(far.astype(np.float32), np.float32(0.0)))
+    base = torch.zeros((dense_grid_rows(arena.base_cells), arena.features), device=arena.device)
+    for_device(arena.device).encode_into(
+        torch.from_numpy(inside).to(arena.device),
+        torch.full((len(inside),), slot_above, dtype=torch.int32, device=arena.device),
+        torch.ones(len(inside), device=arena.device),
+        arena,
+        base[: len(inside)],
+    )
+    return base

@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit, prange
 
 from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, UInt8
+from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 
 def pack_cells(cells: Bool) -> UInt8:
@@ -33,57 +34,62 @@ def dilate_cells(cells: Bool) -> Bool:
 
 
 @njit(cache=True)
-def _mark_points(
-    unit: Float64, level: Int32, children: Int32, root: int, cells: int, reach: int, out: Bool
-) -> None:
+def _node_at(nx: int, ny: int, nz: int, level: int, children: Int32, root: int) -> int:
+    """Slot of the node with cell (nx, ny, nz) of its level, or -1."""
+    slot = root
+    for shift in range(level - 1, -1, -1):
+        slot = children[slot, ((nx >> shift) & 1) + 2 * ((ny >> shift) & 1) + 4 * ((nz >> shift) & 1)]
+        if slot < 0:
+            break
+    return slot
+
+
+@njit(cache=True)
+def _mark_points(unit: Float64, children: Int32, root: int, cells: int, reach: int, out: Bool) -> None:
     for m in range(unit.shape[0]):
-        # every node on the point's path, and the neighbours that the reach touches: 27 walks of shifted points
-        for shift in range(27):
-            sx, sy, sz = shift % 3 - 1, (shift // 3) % 3 - 1, shift // 9 - 1
-            slot = root
-            scale = 1.0
-            while slot >= 0:
-                step = reach / (scale * cells)
-                x, y, z = unit[m, 0] + sx * step, unit[m, 1] + sy * step, unit[m, 2] + sz * step
-                if min(x, min(y, z)) < 0.0 or max(x, max(y, z)) >= 1.0:
-                    break
-                grid = scale * cells
-                # the shifted point may lie in another node of this level: walk down to it
-                node = root
-                s = 1.0
-                while node >= 0 and s < scale:
-                    s *= 2.0
-                    child = (int(x * s) & 1) + 2 * (int(y * s) & 1) + 4 * (int(z * s) & 1)
-                    node = children[node, child]
-                if node >= 0:
-                    cx, cy, cz = int(x * grid) % cells, int(y * grid) % cells, int(z * grid) % cells
-                    out[node, cz, cy, cx] = True
-                # one level down the unshifted path
-                s = scale * 2.0
-                child = (
-                    (int(unit[m, 0] * s) & 1) + 2 * (int(unit[m, 1] * s) & 1) + 4 * (int(unit[m, 2] * s) & 1)
-                )
-                slot = children[slot, child]
-                scale = s
+        x, y, z = unit[m, 0], unit[m, 1], unit[m, 2]
+        # written so that NaN is left out too
+        if not (x >= 0.0 and y >= 0.0 and z >= 0.0 and x < 1.0 and y < 1.0 and z < 1.0):
+            continue
+        level = 0
+        slot = root
+        while slot >= 0:
+            edge = cells << level
+            gx, gy, gz = int(x * edge), int(y * edge), int(z * edge)
+            nx, ny, nz = gx // cells, gy // cells, gz // cells
+            for hz in range(max(gz - reach, 0), min(gz + reach + 1, edge)):
+                for hy in range(max(gy - reach, 0), min(gy + reach + 1, edge)):
+                    for hx in range(max(gx - reach, 0), min(gx + reach + 1, edge)):
+                        mx, my, mz = hx // cells, hy // cells, hz // cells
+                        node = slot
+                        if mx != nx or my != ny or mz != nz:
+                            node = _node_at(mx, my, mz, level, children, root)
+                        if node >= 0:
+                            out[node, hz % cells, hy % cells, hx % cells] = True
+            level += 1
+            cx, cy, cz = int(x * 2.0**level) & 1, int(y * 2.0**level) & 1, int(z * 2.0**level) & 1
+            slot = children[slot, cx + 2 * cy + 4 * cz]
 
 
 def cells_of_points(
     unit: Float64, level: Int32, children: Int32, *, root: int, occupancy_cells: int, reach: int = 1
 ) -> Bool:
-    """Cells bool [S, O, O, O] within `reach` cells of a point, at every level of the point's path.
+    """Cells bool [S, O, O, O] within `reach` cells of a point's, at every level of the point's path.
 
     Args:
-        unit: float64 [m, 3] points in the unit cube. level, children: as in `Arena`. root: slot of the octree's root.
+        unit: float64 [m, 3] points; those outside the unit cube are left out. level, children: as in `Arena`.
+        root: slot of the octree's root.
+        reach: 0 for the points' own cells, 1 for the 26 around them too, whichever nodes of the level they are in.
     """
     o = occupancy_cells
     out = np.zeros((level.shape[0], o, o, o), np.bool_)
-    _mark_points(unit, level, children, root, o, reach, out)
+    _mark_points(unit, children, root, o, reach, out)
     return out
 
 
 def any_occupied(bits: UInt8, level: Int32, children: Int32) -> UInt8:
     """uint8 [S]: whether a node or anything below it has a set bit; slots without a node (level < 0) give 0."""
-    result: UInt8 = bits.any(axis=1).astype(np.uint8)
+    result: UInt8 = np.where(level >= 0, np.any(bits, axis=1), False).astype(np.uint8)
     for lev in range(int(level.max(initial=0)) - 1, -1, -1):
         slots = np.flatnonzero(level == lev)
         below = children[slots]
@@ -92,9 +98,14 @@ def any_occupied(bits: UInt8, level: Int32, children: Int32) -> UInt8:
     return result
 
 
-@njit(cache=True, parallel=True)
 def decayed_maximum(ema: Float32, cell: Int32, density: Float32, decay: float) -> None:
     """ema[cell] = max(decay * ema[cell], density), in place, for distinct flat cell numbers."""
+    with parallel_region():
+        _decayed_maximum(ema, cell, density, decay)
+
+
+@njit(cache=True, parallel=True)
+def _decayed_maximum(ema: Float32, cell: Int32, density: Float32, decay: float) -> None:
     for k in prange(cell.shape[0]):
         c = cell[k]
         ema[c] = max(np.float32(decay) * ema[c], density[k])

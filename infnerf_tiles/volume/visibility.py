@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, Int64, UInt8
 from infnerf_tiles.kernels.arena import Samples
+from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 
 @njit(cache=True, parallel=True)
@@ -34,7 +35,10 @@ def keep_reached(samples: Samples, sigma: Tensor, stop: float) -> tuple[Samples,
     """
     mask = np.empty(samples.count, np.uint8)
     counts = np.empty(samples.ray_start.shape[0] - 1, np.int64)
-    _reached(samples.ray_start.numpy(), sigma.numpy(), samples.dt.numpy(), -math.log(stop), mask, counts)
+    with parallel_region():
+        _reached(
+            samples.ray_start.numpy(), sigma.contiguous().numpy(), samples.dt.numpy(), -math.log(stop), mask, counts
+        )
     index = torch.from_numpy(np.flatnonzero(mask))
     ray_start = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=ray_start[1:])
