@@ -1,5 +1,11 @@
 """infnerf-tiles: level-of-detail octrees of small neural radiance fields, trained and rendered region by region."""
 
+import os
+
+# torch and numba bring an OpenMP pool each. By default a pool's idle threads spin and take the cores from the other one:
+# a training step with two threads on two busy cores took five times as long. The libraries read this when they load.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"
 
 __all__ = ["__version__"]

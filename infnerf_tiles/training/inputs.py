@@ -35,7 +35,7 @@ def scene_inputs(header: SceneHeader) -> Inputs:
     """Where the scene's photos were. DamagedStoreError if the scene does not say."""
     stored = header.settings.get(_INPUTS)
     if not isinstance(stored, Mapping) or not isinstance(stored.get("dataset"), str):
-        raise DamagedStoreError("scene: expected the place of its photos in its settings, got none; pass it with --data")
+        raise DamagedStoreError("scene: expected the place of its photos in its settings, got none; pass --data")
     images = stored.get("images")
     return Inputs(dataset=str(stored["dataset"]), images=None if images is None else str(images))
 
