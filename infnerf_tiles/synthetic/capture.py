@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 TEST_EVERY = 8
 _JPEG_QUALITY = 95
 _POINTS_PER_PHOTO = 133
-_MAX_POINTS = 1_000_000  # by default; tracks of large surveys would fill the memory
+_MAX_POINTS = 250_000  # by default: every point of a large survey is in some 50 photos
 _STRIP_RAYS = 1 << 20  # rays of one camera kept and cast at once
 
 
@@ -101,7 +101,7 @@ def write_city_dataset(
 
     The city goes on beyond the flown blocks as far as any photo sees. size: (width, height) in pixels. exposure:
     relative range of a random brightness gain per photo, a third of it per colour channel on top. num_points: default
-    133 per photo, at most a million. height: of the main pass, metres (default: from the overlap). poses_only: writes
+    133 per photo, at most 250,000. height: of the main pass, metres (default: from the overlap). poses_only: writes
     no photos. Every eighth photo is a test photo. The same arguments write the same data set; files of an earlier one
     are overwritten. SettingsError for arguments that make no survey.
     """

@@ -1,6 +1,5 @@
 """The synthetic city: exact geometry and colours for any number of blocks, built only where a ray looks."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,21 +172,20 @@ class City:
 
 
 def _cells(local: Float64) -> tuple[Int64, Float64, Int32]:
-    """Sorts the solids of a block (boxes in block coordinates) into its cells: starts, highest z and items per cell."""
+    """Sorts a block's solids (boxes in block coordinates) into its cells: starts, highest z, items (highest first)."""
     margin = 1e-6  # a solid that ends on a cell's border belongs to both sides
     low = np.clip(np.floor((local[:, :2] - margin) / CELL_EDGE), 0, CELLS_PER_EDGE - 1).astype(np.int64)
     high = np.clip(np.floor((local[:, 3:5] + margin) / CELL_EDGE), 0, CELLS_PER_EDGE - 1).astype(np.int64)
-    starts = np.zeros(_CELLS + 1, dtype=np.int64)
-    tops = np.full(_CELLS, -math.inf)
-    items: list[Int64] = []
-    for cell in range(_CELLS):
-        y, x = divmod(cell, CELLS_PER_EDGE)
-        here = np.flatnonzero((low[:, 0] <= x) & (x <= high[:, 0]) & (low[:, 1] <= y) & (y <= high[:, 1]))
-        items.append(here[np.argsort(-local[here, 5], kind="stable")])
-        starts[cell + 1] = starts[cell] + len(here)
-        if len(here):
-            tops[cell] = local[here, 5].max()
-    return starts, tops, np.concatenate(items).astype(np.int32)
+    y, x = np.divmod(np.arange(_CELLS), CELLS_PER_EDGE)
+    falling = np.argsort(-local[:, 5], kind="stable")
+    low, high = low[falling], high[falling]
+    covers = (
+        (low[:, 0] <= x[:, None]) & (x[:, None] <= high[:, 0]) & (low[:, 1] <= y[:, None]) & (y[:, None] <= high[:, 1])
+    )
+    cells, ranks = np.nonzero(covers)
+    starts = np.searchsorted(cells, np.arange(_CELLS + 1)).astype(np.int64)
+    tops = np.where(covers, local[falling, 5], -np.inf).max(axis=1, initial=-np.inf)
+    return starts, tops, falling[ranks].astype(np.int32)
 
 
 def _grown(array: AnyArray, rows: int) -> AnyArray:

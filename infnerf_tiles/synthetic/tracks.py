@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float64, Int32, Int64, UInt8
+from infnerf_tiles.arrays import Float64, Int32, UInt8
 from infnerf_tiles.data.records import Points
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.synthetic.flight import footprint_boxes
@@ -19,10 +19,10 @@ PIXEL_NOISE = 0.3
 _TOLERANCE = 1e-4  # a point this close behind the first surface is on it, metres: rounding, not geometry
 _BIN = 20.0  # edge of the bins in which points are looked up, metres
 _BATCH = 1 << 18  # rays cast at once when checking what is visible
-_SPARE = 1.5  # points drawn per point wanted: some are seen too seldom
+_SPARE = 1.25  # points drawn per point wanted: some are seen too seldom
 _ROUND = 1 << 20  # points drawn at once
 
-_Seen = tuple[Int64, Int64, Float64, Float64]  # photos, point rows, pixel positions [n, 2], depths
+_Seen = tuple[Int32, Int32, Float64, Float64]  # photos, point rows, pixel positions [n, 2], depths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def make_tracks(city: City, cameras: PosedCameras, num_points: int, seed: int) -
     kept = np.flatnonzero(seen >= MIN_TRACK)[:num_points]
     if len(kept) < num_points:
         logger.info("%d of %d points are seen by %d photos or more", len(kept), num_points, MIN_TRACK)
-    new_row = np.full(len(xyz), -1, dtype=np.int64)
+    new_row = np.full(len(xyz), -1, dtype=np.int32)
     new_row[kept] = np.arange(len(kept))
     mask = new_row[rows] >= 0
     photos, rows, xy, depth = photos[mask], new_row[rows[mask]], xy[mask], depth[mask]
@@ -99,7 +99,7 @@ def _observations(city: City, cameras: PosedCameras, xyz: Float64) -> _Seen:
     for photo, candidates in _candidates(cameras, xyz):
         xy, depth, inside = cameras.project(photo, xyz[candidates])
         rows = candidates[inside]
-        batch.append((np.full(len(rows), photo, dtype=np.int64), rows, xy[inside], depth[inside]))
+        batch.append((np.full(len(rows), photo, dtype=np.int32), rows, xy[inside], depth[inside]))
         size += len(rows)
         if size >= _BATCH or photo == cameras.num_photos - 1:
             parts.append(_unhidden(city, cameras, xyz, batch))
@@ -125,13 +125,13 @@ def _joined(parts: list[_Seen]) -> _Seen:
     )
 
 
-def _candidates(cameras: PosedCameras, xyz: Float64) -> Iterator[tuple[int, Int64]]:
+def _candidates(cameras: PosedCameras, xyz: Float64) -> Iterator[tuple[int, Int32]]:
     """For each photo the rows of the points in its footprint's bounding box; bins save it from visiting all."""
     low = xyz[:, :2].min(axis=0, initial=0.0)
     cells = np.floor((xyz[:, :2] - low) / _BIN).astype(np.int64)
     shape = cells.max(axis=0, initial=0) + 1
     key = cells[:, 0] * shape[1] + cells[:, 1]
-    order = np.argsort(key, kind="stable")
+    order = np.argsort(key, kind="stable").astype(np.int32)
     starts = np.searchsorted(key[order], np.arange(shape[0] * shape[1] + 1))
     boxes = footprint_boxes(cameras)
     first = np.clip(np.floor((boxes[:, :2] - low) / _BIN).astype(np.int64), 0, shape - 1)
@@ -142,7 +142,7 @@ def _candidates(cameras: PosedCameras, xyz: Float64) -> Iterator[tuple[int, Int6
         yield photo, np.concatenate([order[a:b] for a, b in zip(begin, end, strict=True)])
 
 
-def _reproject(cameras: PosedCameras, photos: Int64 | Int32, xyz: Float64) -> Float64:
+def _reproject(cameras: PosedCameras, photos: Int32, xyz: Float64) -> Float64:
     """Pixel positions of xyz[i] in photo photos[i], which is sorted."""
     xy = np.zeros((len(xyz), 2))
     bounds = np.searchsorted(photos, np.arange(cameras.num_photos + 1))
