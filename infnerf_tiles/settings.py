@@ -5,6 +5,7 @@ file, then the overrides in order. Values are never converted silently: a string
 """
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -186,14 +187,18 @@ class Settings(_Section):
     """How pictures are drawn."""
 
 
-def load_settings(config: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """The defaults, changed by one TOML file and then by overrides such as "training.steps=500".
+def load_settings(
+    config: str | Path | None = None, overrides: Sequence[str] = (), *, base: Settings | None = None
+) -> Settings:
+    """The settings `base` (None: the defaults), changed by one TOML file, then by overrides like "training.steps=500".
 
     `config` is the name of a file that ships with the package (see `config_names`) or a path; a string without a
     folder and without ".toml" is a name. An override's value is read as TOML, else as a plain string; `none` unsets.
     Raises SettingsError that lists every problem as "dotted.path: message".
     """
-    values: dict[str, Any] = {} if config is None else _read_toml(_find_config(config))
+    values: dict[str, Any] = {} if base is None else base.model_dump(mode="json")
+    if config is not None:
+        _merge(values, _read_toml(_find_config(config)))
     problems = [problem for text in overrides if (problem := _apply_override(values, text))]
     source = "settings" if config is None else f"settings from {config}"
     return parse_settings(values, source=source, problems=problems)
@@ -223,6 +228,15 @@ def config_names() -> tuple[str, ...]:
 def setting_paths() -> tuple[str, ...]:
     """Dotted paths of all settings, in the order of definition."""
     return tuple(f"{section}.{key}" for section, model in _sections() for key in model.model_fields)
+
+
+def describe_settings() -> Iterator[tuple[str, str, str]]:
+    """(dotted path, default as TOML, meaning) of every setting, in the order of definition."""
+    for section, model in _sections():
+        for key, info in model.model_fields.items():
+            default = info.get_default()
+            text = "none" if default is None else json.dumps(default)
+            yield f"{section}.{key}", text, info.description or ""
 
 
 def _sections() -> Iterator[tuple[str, type[BaseModel]]]:
@@ -255,6 +269,16 @@ def _read_toml(file: Traversable) -> dict[str, Any]:
         return tomllib.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8 and numbers without end
         raise SettingsError(f"config {file}: expected TOML in UTF-8, got: {error}") from error
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Put `changes` into `values` (changed in place), section by section."""
+    for key, value in changes.items():
+        known = values.get(key)
+        if isinstance(known, dict) and isinstance(value, dict):
+            known.update(value)
+        else:
+            values[key] = value
 
 
 def _apply_override(values: dict[str, Any], text: str) -> str | None:

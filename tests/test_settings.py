@@ -144,6 +144,20 @@ def test_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
         load_settings("arial")
 
 
+def test_a_file_and_overrides_change_only_what_they_name_of_the_settings_they_start_from(tmp_path: Path) -> None:
+    base = load_settings("demo", ["training.steps=7", "training.lr=0.005"])
+    path = write(tmp_path, "[training]\nlr = 0.002\n")
+    settings = load_settings(path, ["octree.min_points=3"], base=base)
+    assert settings.training.lr == 0.002
+    assert settings.octree.min_points == 3
+    changed = {"training": {**base.training.model_dump(), "lr": 0.002}}
+    changed["octree"] = {**base.octree.model_dump(), "min_points": 3}
+    assert settings.model_dump() == {**base.model_dump(), **changed}
+    assert load_settings(base=base) == base
+    with pytest.raises(SettingsError, match=r"octree: expected a section"):
+        load_settings(write(tmp_path, "octree = 5\n"), base=base)
+
+
 def test_settings_are_immutable() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):

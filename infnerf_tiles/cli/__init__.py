@@ -1,0 +1,5 @@
+"""The command line `infnerf-tiles`."""
+
+from infnerf_tiles.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,227 @@
+"""`build` and `train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+from infnerf_tiles.cli.app import command
+from infnerf_tiles.cli.options import bounds_of, scene_argument, settings_options
+from infnerf_tiles.cli.progress import TrainingDisplay
+from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
+from infnerf_tiles.errors import SettingsError
+from infnerf_tiles.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from infnerf_tiles.pipelines.build import BuildReport
+    from infnerf_tiles.pipelines.train import TrainSummary
+
+_MAX_ROWS = 20
+_RESUMES = "what is trained is kept, and the same command goes on from there"
+_CHANGEABLE = "training"
+
+
+@click.argument("data", type=click.Path(path_type=Path))
+@scene_argument
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the photos, if it is not DATA/images (COLMAP) or what transforms.json says.",
+)
+@click.option("--crs", metavar="EPSG:CODE", help="Coordinate reference system of the poses; wins over DATA/geo.json.")
+@click.option(
+    "--bounds",
+    callback=bounds_of,
+    metavar="x,y,z,X,Y,Z",
+    help="Box that the octree has to hold, in the units of the poses; default: from points and cameras.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the scene that is at SCENE already.")
+@settings_options
+def build(
+    terminal: Terminal,
+    data: Path,
+    scene: str,
+    images: Path | None,
+    crs: str | None,
+    bounds: tuple[float, ...] | None,
+    overwrite: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Partition the photos of DATA into an octree and write it, untrained, to the folder SCENE.
+
+    DATA is a folder with a COLMAP model (binary or text; sparse/0 and images) or a transforms.json of nerfstudio,
+    instant-ngp or Blender. Photos that cannot be used are left out and listed with the reason. A geo.json in DATA
+    names the coordinate reference system.
+
+    \b
+    Examples:
+      infnerf-tiles build survey survey.zarr
+      infnerf-tiles build survey survey.zarr --config aerial --set data.downscale=4
+      infnerf-tiles build colmap/project scene.zarr --images photos --bounds 0,0,-5,200,200,60
+      infnerf-tiles build --list-settings
+    """
+    from infnerf_tiles.pipelines import build as pipeline
+
+    settings = load_settings(config, overrides)
+    report = pipeline.build(data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite)
+    tell_rejected(terminal, report)
+    terminal.result({"scene": scene, **report.to_json()}, *_build_tables(scene, report))
+    terminal.say(f"next: infnerf-tiles train {scene}")
+
+
+def tell_rejected(terminal: Terminal, report: "BuildReport") -> None:
+    """Every photo that is not used, with its reason; only the first ones unless -v."""
+    shown = report.rejected if terminal.verbosity > 0 else report.rejected[:_MAX_ROWS]
+    for name, reason in shown:
+        terminal.say(f"left out: {name}: {reason}")
+    if rest := len(report.rejected) - len(shown):
+        terminal.say(f"left out: {rest} more photos; -v lists all")
+
+
+def _build_tables(scene: str, report: "BuildReport") -> list[Table]:
+    facts = {
+        "photos": report.photos,
+        "of them for testing": report.test_photos,
+        "left out": len(report.rejected),
+        "sparse points": report.points,
+        "of them outside the bounds": report.points_outside,
+        "pixels to train on, with pyramids": report.pixels,
+        "nodes per level": " ".join(f"{count:,}" for count in report.nodes_per_level),
+        "treelets per band": " ".join(f"{count:,}" for count in report.treelets_per_band),
+        "edge of the root cube": f"{report.root_edge:.4g}",
+        "finest GSD": f"{report.gsd_finest:.4g}",
+    }
+    regions = [(str(r["treelet"]), int(r["photos"]), int(r["points"])) for r in report.regions]
+    # what is seen least needs a look first
+    regions.sort(key=lambda row: row[1])
+    tables = [facts_table(f"scene {scene}", facts)]
+    if regions and report.points:
+        title = f"coverage of the {len(regions)} regions of the finest band"
+        title += ", least first" if len(regions) > _MAX_ROWS else ""
+        tables.append(table(title, ("region", "photos", "points"), regions[:_MAX_ROWS]))
+    return tables
+
+
+@scene_argument
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the data set is now, if it was moved since build.",
+)
+@click.option(
+    "--images", type=click.Path(path_type=Path), metavar="DIR", help="Where the photos are now, if not in DATA."
+)
+@click.option(
+    "--redo",
+    metavar="TREELET",
+    help="Train this treelet again, and all below it; TREELET is its root, such as L2/1-0-3 (see info --treelets).",
+)
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on although settings or photos are not those that the trained treelets were made with.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
+@settings_options
+def train(
+    terminal: Terminal,
+    scene: str,
+    data: Path | None,
+    images: Path | None,
+    redo: str | None,
+    accept_changes: bool,
+    threads: int | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> int:
+    """Train what is not yet trained in SCENE: first what all treelets share, then treelet by treelet, coarse to fine.
+
+    Interrupt it whenever you like: the same command goes on where it was stopped. --config and --set change settings
+    of the section training, on top of those stored in the scene; the others were fixed by build.
+
+    \b
+    Examples:
+      infnerf-tiles train city.zarr
+      infnerf-tiles train city.zarr --set training.passes=6
+      infnerf-tiles train city.zarr --data /new/place/of/the/photos
+      infnerf-tiles train city.zarr --redo L2/1-0-3
+    """
+    from infnerf_tiles.pipelines import train as pipeline
+
+    settings = training_settings(scene, config, overrides)
+    with TrainingDisplay.of_scene(terminal, scene, settings) as display:
+        summary = pipeline.train(
+            scene,
+            data=None if data is None else str(data),
+            images=None if images is None else str(images),
+            settings=settings,
+            redo=redo,
+            accept_changes=accept_changes,
+            threads=threads,
+            progress=display.update,
+        )
+    terminal.result({"scene": scene, **summary.to_json(), "reports": _reports(summary)}, *_train_tables(summary))
+    for reason in summary.failed:
+        terminal.error(f"treelet {reason}")
+    if summary.failed:
+        terminal.error(f"{len(summary.failed)} treelets failed; the same command tries them again")
+        return 1
+    return 0
+
+
+def training_settings(scene: str, config: str | None, overrides: tuple[str, ...]) -> Settings:
+    """The scene's settings with changes; SettingsError for a change of what build fixed, StoreError without a scene."""
+    from infnerf_tiles.store.scene_store import SceneStore
+    from infnerf_tiles.training.inputs import scene_settings
+
+    with SceneStore.open(scene) as store:
+        stored = scene_settings(store.header)
+    changed = load_settings(config, overrides, base=stored)
+    before, after = stored.model_dump(), changed.model_dump()
+    fixed = [
+        f"{section}.{key}: {after[section][key]!r} instead of {before[section][key]!r}"
+        for section in before
+        if section != _CHANGEABLE
+        for key in before[section]
+        if before[section][key] != after[section][key]
+    ]
+    if fixed:
+        raise SettingsError(
+            "\n  ".join([f"train: {len(fixed)} settings that were fixed when {scene} was built; build again", *fixed])
+        )
+    return changed
+
+
+def _reports(summary: "TrainSummary") -> list[dict[str, object]]:
+    names = ("treelet", "nodes", "steps", "seconds", "psnr", "rays", "samples")
+    return [{name: getattr(report, name) for name in names} for report in summary.reports]
+
+
+def _train_tables(summary: "TrainSummary") -> list[Table]:
+    facts = {
+        "treelets trained": summary.treelets,
+        "trained before": summary.skipped,
+        "failed": len(summary.failed),
+        "nodes in all": summary.nodes,
+        "rays": summary.rays,
+        "samples": summary.samples,
+        "seconds": f"{summary.seconds:.1f}",
+    }
+    tables = [facts_table("training", facts)]
+    if summary.reports:
+        # the worst ones need a look first
+        worst = sorted(summary.reports, key=lambda report: report.psnr)[:_MAX_ROWS]
+        title = "treelets" + (f": the {_MAX_ROWS} of the lowest PSNR" if len(summary.reports) > _MAX_ROWS else "")
+        rows = [(r.treelet, r.nodes, r.steps, decibel(r.psnr), f"{r.seconds:.1f}") for r in worst]
+        tables.append(table(title, ("treelet", "nodes", "steps", "PSNR (training)", "seconds"), rows))
+    return tables
+
+
+build_command = command("build", "Partition posed photos into an octree; write an untrained scene.")(build)
+train_command = command("train", "Train what is not yet trained; goes on after interruptions.", on_interrupt=_RESUMES)(
+    train
+)

@@ -1,0 +1,244 @@
+"""`info`, `verify` and `gc`."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from rich.table import Table
+
+from infnerf_tiles.cli.app import command
+from infnerf_tiles.cli.options import scene_argument
+from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text, table
+from infnerf_tiles.errors import DamagedStoreError
+from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.process import peak_memory
+from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.scene_store import SceneStore
+
+if TYPE_CHECKING:
+    from infnerf_tiles.store.facts import SceneFacts
+    from infnerf_tiles.store.verify import VerifyReport
+
+_DAMAGED = 5
+_MAX_DAMAGE_ROWS = 50
+
+
+@scene_argument
+@click.option("--treelets", is_flag=True, help="List every treelet with its state, nodes and PSNR.")
+def info(terminal: Terminal, scene: str, treelets: bool) -> None:
+    """Tell what is inside SCENE: levels, nodes, the trained share, bytes, the georeference.
+
+    \b
+    Examples:
+      infnerf-tiles info city.zarr
+      infnerf-tiles info city.zarr --treelets
+      infnerf-tiles info city.zarr --json
+    """
+    from infnerf_tiles.store.facts import info as read_facts
+
+    with SceneStore.open(scene) as store:
+        facts = read_facts(store)
+        index = store.read_index()
+        rows = _treelet_rows(store, index) if treelets else []
+        working_set = _smallest_working_set(store, index)
+        header = store.header
+    document: dict[str, Any] = {
+        **facts.to_json(),
+        "bands": _band_rows(index, header.band_levels),
+        "max_level": header.max_level,
+        "root": {"origin": list(header.root.origin), "edge": header.root.edge},
+        "smallest_working_set_bytes": working_set,
+        "settings": {key: value for key, value in header.settings.items() if key != "inputs"},
+        "peak_bytes": peak_memory(),
+    }
+    views = [_facts_table(facts, working_set), _level_table(facts)]
+    if treelets:
+        document["regions"] = rows
+        columns = ("treelet", "band", "state", "nodes", "PSNR (training)", "seconds")
+        cells = [
+            (r["treelet"], r["band"], r["state"], r["nodes"], decibel(r["psnr"]), _seconds(r["seconds"])) for r in rows
+        ]
+        views.append(table("treelets", columns, cells))
+    terminal.result(document, *views)
+
+
+def _facts_table(facts: "SceneFacts", working_set: int) -> Table:
+    georeference = facts.georeference or {}
+    return facts_table(
+        f"scene {facts.scene}",
+        {
+            "made from": facts.dataset or "–",
+            "created": f"{facts.created}, by version {facts.package_version}",
+            "format version, generation": f"{facts.format_version}, {facts.generation}",
+            "nodes": facts.nodes,
+            "of them trained": facts.trained_nodes,
+            "treelets": facts.treelets,
+            "of them trained, failed": f"{facts.trained_treelets:,}, {facts.failed_treelets:,}",
+            "size": f"{size_text(facts.bytes)} in {'–' if facts.files is None else format(facts.files, ',')} files",
+            "row of a node, base of a treelet": f"{size_text(facts.row_bytes)}, {size_text(facts.base_bytes)}",
+            "smallest memory to draw from": size_text(working_set) if working_set else "– (nothing is trained)",
+            "georeference": f"{georeference['crs']}, origin {georeference['origin']}" if georeference else "none",
+        },
+    )
+
+
+def _level_table(facts: "SceneFacts") -> Table:
+    rows = [(level.level, f"{level.gsd:.4g}", level.nodes, level.trained_nodes) for level in facts.levels]
+    return table("levels", ("level", "GSD", "nodes", "trained"), rows)
+
+
+def _smallest_working_set(store: SceneStore, index: SceneIndex) -> int:
+    """Bytes without which some sample cannot be drawn; 0 while nothing can."""
+    from infnerf_tiles.field.shape import FieldShape
+    from infnerf_tiles.rendering.node_cache import NodeCache
+
+    header = store.header
+    shape = FieldShape(cells=header.cells, table_size=header.table_size, features=header.features)
+    cache = NodeCache(store, index, shape, 1)
+    try:
+        return cache.smallest_working_set
+    finally:
+        cache.close()
+
+
+def _band_rows(index: SceneIndex, band_levels: tuple[int, ...]) -> list[dict[str, int]]:
+    trained = index.treelet_states == TreeletState.TRAINED
+    return [
+        {
+            "level": level,
+            "treelets": int((index.bands == band).sum()),
+            "trained_treelets": int(((index.bands == band) & trained).sum()),
+        }
+        for band, level in enumerate(band_levels)
+    ]
+
+
+def _treelet_rows(store: SceneStore, index: SceneIndex) -> list[dict[str, Any]]:
+    """One row per treelet, coarse to fine."""
+    from infnerf_tiles.store.journal import read_record
+
+    nodes = np.bincount(index.treelets, minlength=index.num_treelets)
+    trained = np.bincount(index.treelets[index.states == NodeState.TRAINED], minlength=index.num_treelets)
+    rows = []
+    for row in np.lexsort((index.root_keys, index.bands)).tolist():
+        name = str(NodeId.from_key(int(index.root_keys[row])))
+        try:
+            record = read_record(store, name)
+        except DamagedStoreError:  # for `verify` to tell
+            record = None
+        rows.append(
+            {
+                "treelet": name,
+                "band": int(index.bands[row]),
+                "state": TreeletState(int(index.treelet_states[row])).name.lower(),
+                "nodes": int(nodes[row]),
+                "trained_nodes": int(trained[row]),
+                "psnr": None if record is None else record.psnr,
+                "seconds": None if record is None else record.seconds,
+            }
+        )
+    return rows
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+@scene_argument
+@click.option(
+    "--repair", is_flag=True, help="Drop what is broken, so that train makes it again; restore the index and metadata."
+)
+def verify(terminal: Terminal, scene: str, repair: bool) -> int:
+    """Read every shard of SCENE and compare it with its checksum and the journal.
+
+    Exit code 5 if something is damaged and was not repaired. Damaged regions are never drawn: coarser levels stand in
+    for them until they are trained again.
+
+    \b
+    Examples:
+      infnerf-tiles verify city.zarr
+      infnerf-tiles verify city.zarr --repair && infnerf-tiles train city.zarr
+    """
+    from infnerf_tiles.store.repair import repair as mend
+    from infnerf_tiles.store.verify import verify as check
+
+    with _open_to_verify(terminal, scene, repair) as store, terminal.progress() as bars:
+        bar = bars.add_task("reading", total=None)
+        report = check(store, lambda done, total: bars.update(bar, completed=done, total=total))
+        document = report.to_json()
+        mended = None
+        if repair and not report.ok:
+            try:
+                mended = mend(store, report)
+            except DamagedStoreError:
+                terminal.result(document, *_damage_tables(report))
+                raise
+    if mended is not None:
+        document["repaired"] = {
+            "generation": mended.generation,
+            "planned_treelets": list(mended.planned_treelets),
+            "dropped_records": list(mended.dropped_records),
+            "restored": list(mended.restored),
+        }
+    terminal.result({**document, "peak_bytes": peak_memory()}, *_damage_tables(report))
+    if report.ok:
+        terminal.say("nothing is damaged")
+        return 0
+    if mended is not None:
+        again = f": infnerf-tiles train {scene}" if mended.planned_treelets else ""
+        terminal.say(f"repaired; {len(mended.planned_treelets)} treelets are to be trained again{again}")
+        return 0
+    terminal.error(f"scene {scene}: {len(report.damage)} things are damaged; infnerf-tiles verify {scene} --repair")
+    return _DAMAGED
+
+
+def _open_to_verify(terminal: Terminal, scene: str, repair: bool) -> SceneStore:
+    if not repair:
+        return SceneStore.open(scene)
+    from infnerf_tiles.store.repair import recover_root
+
+    try:
+        return SceneStore.open(scene, "r+")
+    except DamagedStoreError as error:
+        terminal.say(f"{error}; restoring it from the index")
+        return recover_root(scene)
+
+
+def _damage_tables(report: "VerifyReport") -> list[Table]:
+    checked = facts_table(
+        f"scene {report.scene}",
+        {
+            "generation": report.generation,
+            "nodes read": report.nodes_checked,
+            "bases read": report.bases_checked,
+            "damaged": len(report.damage),
+        },
+    )
+    if report.ok:
+        return [checked]
+    rows = [(d.kind, d.name, d.treelet or "–", d.reason) for d in report.damage[:_MAX_DAMAGE_ROWS]]
+    rest = len(report.damage) - len(rows)
+    title = f"damage (and {rest} more, see --json)" if rest else "damage"
+    return [checked, table(title, ("what", "name", "treelet", "reason"), rows)]
+
+
+@scene_argument
+def gc(terminal: Terminal, scene: str) -> None:
+    """Free what nothing in SCENE names any more: rows of retrained nodes, old generations, leftovers of interruptions.
+
+    \b
+    Examples:
+      infnerf-tiles gc city.zarr
+    """
+    from infnerf_tiles.store.garbage import collect_garbage
+
+    with SceneStore.open(scene, "r+") as store:
+        freed = collect_garbage(store)
+    facts = {"rows freed": freed.num_slots, "freed": size_text(freed.num_bytes)}
+    document = {"scene": scene, "slots": freed.num_slots, "bytes": freed.num_bytes, "peak_bytes": peak_memory()}
+    terminal.result(document, facts_table(f"scene {scene}", facts))
+
+
+info_command = command("info", "Tell what is inside a scene.")(info)
+verify_command = command("verify", "Check a scene against its checksums; repair it.")(verify)
+gc_command = command("gc", "Free what nothing in a scene names any more.")(gc)
