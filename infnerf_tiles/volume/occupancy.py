@@ -1,5 +1,7 @@
 """Occupancy of nodes: which cells a ray must sample. float EMA while training, bits everywhere else."""
 
+import math
+
 import numpy as np
 from numba import njit, prange
 
@@ -9,7 +11,8 @@ from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 def pack_cells(cells: Bool) -> UInt8:
     """Bits uint8 [n, O^3/8] of cells bool [n, O, O, O] indexed (z, y, x); least significant bit first."""
-    return np.packbits(cells.reshape(cells.shape[0], -1), axis=1, bitorder="little")
+    flat = cells.reshape(cells.shape[0], math.prod(cells.shape[1:]))
+    return np.packbits(flat, axis=1, bitorder="little")
 
 
 def unpack_cells(bits: UInt8, occupancy_cells: int) -> Bool:
