@@ -62,7 +62,9 @@ class Scene:
     def of_store(cls, store: SceneStore) -> Self:
         """The scene of a store that is already open; errors as in `open`."""
         header = store.header
-        settings = parse_settings(header.settings, source=f"settings stored in {store.name}")
+        # what else is kept beside the settings (where the photos were) is no business of drawing
+        sections = {name: header.settings[name] for name in Settings.model_fields if name in header.settings}
+        settings = parse_settings(sections, source=f"settings stored in {store.name}")
         index = store.read_index()
         octree = drawable_octree(index)
         if not octree.num_nodes:
