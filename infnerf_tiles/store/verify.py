@@ -116,8 +116,7 @@ def recovered_index(store: SceneStore) -> SceneIndex:
         )
     index = store.read_generation(previous)
     for record in read_all(store):
-        if rows_exist(store, record):
-            index = apply_record(index, record) or index
+        index = apply_record(index, record) or index
     return index
 
 

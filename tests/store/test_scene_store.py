@@ -10,6 +10,7 @@ from store_scenes import base, bits, header, planned_index, table, trained_scene
 
 from infnerf_tiles.errors import DamagedNodeError, SceneNotFoundError, StoreError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras
+from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.location import Location
 from infnerf_tiles.store.scene_store import SceneStore
 
@@ -104,6 +105,26 @@ def test_a_reader_sees_a_commit_only_as_a_whole(store: SceneStore, place: Locati
     assert reader.generation == 1
     assert reader.read_index().same_as(store.read_index())
     assert reader.generation == store.generation
+
+
+def test_a_generation_that_goes_while_it_is_read(
+    store: SceneStore, place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = planned_index(store)
+    store.commit(planned)
+    reader = SceneStore.open(place)
+    real, asked = SceneStore.read_generation, []
+
+    def slow(self: SceneStore, generation: int) -> SceneIndex:
+        asked.append(generation)
+        if len(asked) == 1:  # two commits: the spare generation goes too
+            store.commit(planned)
+            store.commit(planned)
+        return real(self, generation)
+
+    monkeypatch.setattr(SceneStore, "read_generation", slow)
+    assert reader.read_index().same_as(planned)
+    assert (asked, reader.generation) == ([1, 3], 3)
 
 
 def test_commit_on_top_of_another_is_refused(store: SceneStore, place: Location) -> None:

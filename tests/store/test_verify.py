@@ -114,6 +114,16 @@ def test_a_damaged_index_gives_way_to_the_previous_one(scene: Path, column: str,
     assert sorted(p.name for p in (scene / "index").iterdir()) == ["3", "4", "zarr.json"]
 
 
+def test_a_row_lost_together_with_the_index(scene: Path) -> None:
+    slot = slot_of(SceneStore.open(scene).read_index(), "L3/7-7-7")
+    (scene / f"params/c.{slot}.0").unlink()
+    flip(scene / "index/2/slot/c.0")
+    report = check(scene)
+    assert (report.names("index"), report.damaged_nodes) == (("2",), ("L3/7-7-7",))
+    assert repair(SceneStore.open(scene, "r+"), report).planned_treelets == ("L2/3-3-3",)
+    assert check(scene).ok
+
+
 def test_a_damaged_spare_index_is_replaced(scene: Path) -> None:
     flip(scene / "index/1/key/c.0")
     report = check(scene)
