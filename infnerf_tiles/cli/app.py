@@ -113,18 +113,17 @@ def _guarded(work: Callable[[], int | None], terminal: Terminal, on_interrupt: s
     except KeyboardInterrupt:
         terminal.error(f"interrupted; {on_interrupt}")
         return INTERRUPTED
-    except MemoryError as error:
-        return _out_of_memory(terminal, error)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _out_of_memory(terminal, error)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # for click, which ends quietly
             raise
         terminal.trace(error)
         terminal.error(_os_message(error))
         return OUT_OF_MEMORY if error.errno in _FULL else 1
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _out_of_memory(terminal, error)
+        terminal.log_trace(error)  # Python shows it on stderr
+        raise
 
 
 def _out_of_memory(terminal: Terminal, error: BaseException) -> int:
@@ -137,9 +136,11 @@ def _out_of_memory(terminal: Terminal, error: BaseException) -> int:
     return OUT_OF_MEMORY
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch means that there is no more memory; it has no class of its own for the host's."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether there is no more memory; torch has no class of its own for that of the host."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _os_message(error: OSError) -> str:

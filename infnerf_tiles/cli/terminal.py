@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.units import format_bytes
@@ -59,10 +60,15 @@ class Terminal:
 
     def trace(self, error: BaseException) -> None:
         """The traceback of an error: in the log file, and on stderr with -vv."""
-        text = "".join(traceback.format_exception(error)).rstrip()
-        logging.getLogger(f"{_LOGGER}.cli").debug("%s", text)
+        text = self.log_trace(error)
         if self.verbosity >= 2:
             self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def log_trace(self, error: BaseException) -> str:
+        """The traceback of an error, which goes to the log file only."""
+        text = "".join(traceback.format_exception(error)).rstrip()
+        logging.getLogger(f"{_LOGGER}.cli").debug("%s", text)
+        return text
 
     def result(self, document: Mapping[str, Any], *views: RenderableType) -> None:
         """The result of the command: `document` as JSON if that was asked for, else the views for people."""
@@ -136,25 +142,34 @@ class _ConsoleHandler(logging.Handler):
         self._console.print(f"{name}{record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of text; columns whose first cell is a number are flush right."""
-    made = Table(title=title, title_justify="left", header_style="bold")
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+    """A table of text under a title; columns whose first cell is a number are flush right."""
+    made = Table(header_style="bold")
     for at, column in enumerate(columns):
         number = bool(rows) and isinstance(rows[0][at], int | float)
         made.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    return made
+        made.add_row(*(_cell(value) for value in row))
+    return _titled(title, made)
 
 
-def facts_table(title: str, facts: Mapping[str, object]) -> Table:
-    """Names and values without a header."""
-    made = Table(title=title, title_justify="left", show_header=False)
+def facts_table(title: str, facts: Mapping[str, object]) -> RenderableType:
+    """Names and values without a header, under a title."""
+    made = Table(show_header=False)
     made.add_column()
     made.add_column(overflow="fold")
     for name, value in facts.items():
-        made.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    return made
+        made.add_row(name, _cell(value))
+    return _titled(title, made)
+
+
+def _titled(title: str, body: Table) -> RenderableType:
+    # a table's own title is wrapped to the width of the table
+    return Group(Text(f"\n{title}", style="italic"), body)
+
+
+def _cell(value: object) -> Text:
+    return Text(f"{value:,}" if isinstance(value, int) else str(value))
 
 
 def size_text(amount: int | None) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
+from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import command
 from infnerf_tiles.cli.options import bounds_of, scene_argument, settings_options
@@ -81,7 +81,7 @@ def tell_rejected(terminal: Terminal, report: "BuildReport") -> None:
         terminal.say(f"left out: {rest} more photos; -v lists all")
 
 
-def _build_tables(scene: str, report: "BuildReport") -> list[Table]:
+def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
     facts = {
         "photos": report.photos,
         "of them for testing": report.test_photos,
@@ -201,7 +201,7 @@ def _reports(summary: "TrainSummary") -> list[dict[str, object]]:
     return [{name: getattr(report, name) for name in names} for report in summary.reports]
 
 
-def _train_tables(summary: "TrainSummary") -> list[Table]:
+def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
     facts = {
         "treelets trained": summary.treelets,
         "trained before": summary.skipped,

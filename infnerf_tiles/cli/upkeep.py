@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from rich.table import Table
+from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import command
 from infnerf_tiles.cli.options import scene_argument
@@ -62,7 +62,7 @@ def info(terminal: Terminal, scene: str, treelets: bool) -> None:
     terminal.result(document, *views)
 
 
-def _facts_table(facts: "SceneFacts", working_set: int) -> Table:
+def _facts_table(facts: "SceneFacts", working_set: int) -> RenderableType:
     georeference = facts.georeference or {}
     return facts_table(
         f"scene {facts.scene}",
@@ -82,7 +82,7 @@ def _facts_table(facts: "SceneFacts", working_set: int) -> Table:
     )
 
 
-def _level_table(facts: "SceneFacts") -> Table:
+def _level_table(facts: "SceneFacts") -> RenderableType:
     rows = [(level.level, f"{level.gsd:.4g}", level.nodes, level.trained_nodes) for level in facts.levels]
     return table("levels", ("level", "GSD", "nodes", "trained"), rows)
 
@@ -204,7 +204,7 @@ def _open_to_verify(terminal: Terminal, scene: str, repair: bool) -> SceneStore:
         return recover_root(scene)
 
 
-def _damage_tables(report: "VerifyReport") -> list[Table]:
+def _damage_tables(report: "VerifyReport") -> list[RenderableType]:
     checked = facts_table(
         f"scene {report.scene}",
         {

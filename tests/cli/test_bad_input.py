@@ -1,0 +1,198 @@
+"""What goes wrong is told in words, with the exit code that scripts go by, and without a traceback."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tiny_city import tiny
+
+from infnerf_tiles.synthetic.capture import SyntheticDataset
+
+Cli = Callable[..., Result]
+
+
+def failed(result: Result, code: int, *words: str) -> None:
+    """The command failed with this exit code and a message with these words, and nothing on stdout."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["paint"], ["No such command 'paint'"]),
+        (["build"], ["Missing argument 'DATA'"]),
+        (["build", "data"], ["Missing argument 'SCENE'"]),
+        (["build", "data", "scene", "--ram", "4GiB"], ["No such option", "--ram"]),
+        (["train", "scene", "--workers", "2"], ["No such option", "--workers"]),
+        (["train", "scene", "--threads", "0"], ["--threads", "0 is not in the range"]),
+        (["train", "scene", "--threads", "many"], ["--threads", "'many'"]),
+        (["build", "data", "scene", "--bounds", "1,2,3"], ["--bounds", "x,y,z,X,Y,Z", "1,2,3"]),
+        (["build", "data", "scene", "--bounds", "0,0,0,1,1,-1"], ["--bounds", "z < Z"]),
+        (["build", "data", "scene", "--bounds", "0,0,0,1,1,inf"], ["--bounds", "inf"]),
+        (["build", "data", "scene", "--bounds", "a,b,c,d,e,f"], ["--bounds", "a,b,c,d,e,f"]),
+        (["build", "data", "scene", "--log-file", "/"], ["--log-file"]),
+        (["build", "data", "scene", "--log-file", "/nowhere/at/all.txt"], ["--log-file", "/nowhere/at/all.txt"]),
+        (["build", "data", "scene", "--set", "training.stepz=5"], ["training.stepz", "did you mean training.steps?"]),
+        (["build", "data", "scene", "--set", "training.steps=many"], ["training.steps", "'many'"]),
+        (["build", "data", "scene", "--set", "training.steps"], ["section.key=value"]),
+        (["build", "data", "scene", "--config", "arial"], ["aerial", "did you mean aerial?"]),
+        (["build", "data", "scene", "--config", "none.toml"], ["none.toml", "No such file"]),
+    ],
+)
+def test_wrong_usage_is_2(cli: Cli, arguments: list[str], words: list[str]) -> None:
+    failed(cli(*arguments), 2, *words)
+
+
+def test_all_wrong_settings_are_told_at_once(cli: Cli, tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("[octree]\ncells = 60\n[training]\nsteps = '5'\n", encoding="utf-8")
+    result = cli("build", tmp_path, tmp_path / "scene", "--config", config, "--set", "field.appearance=1")
+    failed(result, 2, "octree.cells", "training.steps", "field.appearance", "mine.toml")
+
+
+def test_a_folder_without_poses_is_3(cli: Cli, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    failed(cli("build", empty, tmp_path / "scene"), 3, str(empty), "COLMAP", "transforms.json")
+    failed(cli("build", tmp_path / "missing", tmp_path / "scene"), 3, "missing", "expected a folder")
+    assert not (tmp_path / "scene").exists()
+
+
+def test_a_truncated_pose_file_is_3(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    model = tmp_path / "photos" / "sparse" / "0"
+    model.mkdir(parents=True)
+    (tmp_path / "photos" / "images").mkdir()
+    for file in (city.root / "sparse" / "0").iterdir():
+        content = file.read_bytes()
+        (model / file.name).write_bytes(content[: len(content) // 2] if file.name == "images.bin" else content)
+    failed(cli("build", tmp_path / "photos", tmp_path / "scene"), 3, "images.bin", "expected", "got")
+    assert not (tmp_path / "scene").exists()
+
+
+def edit(path: Path, old: str, new: str, count: int = -1) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, count), encoding="utf-8")
+
+
+def test_an_unknown_camera_model_is_3_when_no_photo_is_left(cli: Cli, city_copy: Path, tmp_path: Path) -> None:
+    cameras = city_copy / "sparse" / "0" / "cameras.txt"
+    edit(cameras, "SIMPLE_RADIAL", "CRYSTAL_BALL")
+    edit(cameras, "OPENCV", "CRYSTAL_BALL")
+    failed(cli("build", city_copy, tmp_path / "scene"), 3, "CRYSTAL_BALL")
+
+
+@pytest.fixture
+def built(cli: Cli, city_copy: Path, tmp_path: Path) -> Callable[[], dict[str, str]]:
+    """Builds the damaged copy with --json, which must succeed; the reasons why photos were left out, by name."""
+
+    def build() -> dict[str, str]:
+        result = cli("build", city_copy, tmp_path / "scene", "--json", *tiny())
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        reasons = {item["name"]: item["reason"] for item in report["rejected"]}
+        for name, reason in reasons.items():
+            assert f"left out: {name}: {reason}" in result.stderr
+        assert report["photos"] == 10 - len(reasons)
+        return reasons
+
+    return build
+
+
+def test_a_truncated_photo_is_left_out_and_told(city_copy: Path, built: Callable[[], dict[str, str]]) -> None:
+    photo = city_copy / "images" / "photo_0004.jpg"
+    photo.write_bytes(photo.read_bytes()[:200])
+    reasons = built()
+    assert list(reasons) == ["photo_0004.jpg"]
+
+
+def test_a_photo_of_another_size_is_left_out_and_told(city_copy: Path, built: Callable[[], dict[str, str]]) -> None:
+    edit(city_copy / "sparse" / "0" / "cameras.txt", "2 OPENCV 64 48", "2 OPENCV 64 49")
+    reasons = built()
+    assert reasons
+    assert all("64x48" in reason and "64x49" in reason for reason in reasons.values())
+
+
+def test_a_photo_outside_the_folder_is_left_out_and_told(city_copy: Path, built: Callable[[], dict[str, str]]) -> None:
+    (city_copy / "secret.jpg").write_bytes((city_copy / "images" / "photo_0003.jpg").read_bytes())
+    edit(city_copy / "sparse" / "0" / "images.txt", "photo_0003.jpg", "../secret.jpg")
+    assert list(built()) == ["../secret.jpg"]
+
+
+def test_a_pose_with_nan_is_left_out_and_told(city_copy: Path, built: Callable[[], dict[str, str]]) -> None:
+    images = city_copy / "sparse" / "0" / "images.txt"
+    lines = images.read_text(encoding="utf-8").splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith("photo_0002.jpg"))
+    words = lines[at].split()
+    lines[at] = " ".join([*words[:5], "nan", *words[6:]])
+    images.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert list(built()) == ["photo_0002.jpg"]
+
+
+def test_more_nodes_than_allowed_is_4(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    result = cli("build", city.root, tmp_path / "scene", *tiny("octree.max_nodes=2"))
+    failed(result, 4, "octree.max_nodes = 2", "data.downscale")
+    assert not (tmp_path / "scene").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "info", "verify", "gc"])
+def test_no_scene_there_is_5(cli: Cli, command: str, tmp_path: Path) -> None:
+    failed(cli(command, tmp_path / "nothing"), 5, str(tmp_path / "nothing"), "build")
+    (tmp_path / "empty").mkdir()
+    failed(cli(command, tmp_path / "empty"), 5, str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("command", ["train", "info", "verify", "gc"])
+def test_a_scene_of_another_format_version_is_5(cli: Cli, city: SyntheticDataset, command: str, tmp_path: Path) -> None:
+    scene = tmp_path / "scene"
+    assert cli("build", city.root, scene, *tiny()).exit_code == 0
+    document = json.loads((scene / "zarr.json").read_text())
+    document["attributes"]["format_version"] = 99
+    (scene / "zarr.json").write_text(json.dumps(document))
+    failed(cli(command, scene), 5, "99", "version")
+
+
+def test_what_is_there_is_never_replaced_unasked(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    scene, other = tmp_path / "scene", tmp_path / "diary"
+    assert cli("build", city.root, scene, *tiny()).exit_code == 0
+    failed(cli("build", city.root, scene, *tiny()), 5, "--overwrite")
+    assert cli("build", city.root, scene, "--overwrite", *tiny()).exit_code == 0
+    other.mkdir()
+    (other / "monday.txt").write_text("rain")
+    failed(cli("build", city.root, other, "--overwrite", *tiny()), 5, "other files")
+    assert (other / "monday.txt").read_text() == "rain"
+
+
+def test_train_refuses_changes_of_what_build_fixed(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    scene = tmp_path / "scene"
+    assert cli("build", city.root, scene, *tiny()).exit_code == 0
+    result = cli("train", scene, "--set", "field.hidden=32", "--config", "aerial")
+    failed(result, 2, "field.hidden: 32 instead of 16", "octree.cells: 128 instead of 16", "build again")
+    failed(cli("train", scene, "--set", "training.stepz=1"), 2, "training.stepz", "did you mean training.steps?")
+
+
+def test_train_says_what_is_wrong_with_its_photos(cli: Cli, city_copy: Path, tmp_path: Path) -> None:
+    scene = tmp_path / "scene"
+    assert cli("build", city_copy, scene, *tiny()).exit_code == 0
+    city_copy.rename(tmp_path / "moved")
+    failed(cli("train", scene), 3, str(city_copy))
+    failed(cli("train", scene, "--redo", "roof", "--data", tmp_path / "moved"), 2, "roof")
+    failed(cli("train", scene, "--redo", "L3/7-7-7", "--data", tmp_path / "moved"), 2, "L3/7-7-7", "treelet")
+
+
+def test_a_damaged_root_document_is_5_until_it_is_repaired(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    scene = tmp_path / "scene"
+    assert cli("build", city.root, scene, *tiny()).exit_code == 0
+    document = scene / "zarr.json"
+    document.write_bytes(document.read_bytes()[:-30] + struct.pack("30s", b""))
+    for command in ("info", "verify", "gc", "train"):
+        failed(cli(command, scene), 5, str(scene))
+    assert cli("verify", scene, "--repair").exit_code == 0
+    assert cli("info", scene).exit_code == 0
