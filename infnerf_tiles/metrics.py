@@ -33,10 +33,11 @@ def psnr(a: AnyArray, b: AnyArray, mask: Bool | None = None) -> float:
     return math.inf if mean == 0.0 else -10.0 * math.log10(mean)
 
 
-def ssim(a: AnyArray, b: AnyArray) -> float:
+def ssim(a: AnyArray, b: AnyArray, mask: Bool | None = None) -> float:
     """Structural similarity, mean over the fully covered windows and the channels.
 
-    `a`, `b`: float [h, w] or [h, w, c], both sides at least 11 pixels. Raises ValueError otherwise.
+    `a`, `b`: float [h, w] or [h, w, c], both sides at least 11 pixels; `mask`: bool [h, w], True = counted: windows
+    that hold any other pixel are left out. Raises ValueError otherwise, or when no window is left.
     """
     _check_same_shape(a, b)
     _check_float("a", a)
@@ -52,7 +53,13 @@ def ssim(a: AnyArray, b: AnyArray) -> float:
     covariance = _gaussian(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x * mean_x + mean_y * mean_y + _SSIM_C1)
     structure = (2 * covariance + _SSIM_C2) / (var_x + var_y + _SSIM_C2)
-    return float((luminance * structure).mean())
+    similarity = luminance * structure
+    if mask is not None:
+        check_shape("mask", mask, a.shape[:2])
+        similarity = similarity[_gaussian((~mask).astype(np.float64)) == 0.0]
+        if not similarity.size:
+            raise ValueError(f"ssim: expected a window of {window}x{window} counted pixels, got none; check the mask")
+    return float(similarity.mean())
 
 
 def fit_affine(source: AnyArray, target: AnyArray, ridge: float) -> Float64:

@@ -123,3 +123,14 @@ def test_apply_affine_keeps_the_image_shape_and_does_not_clip() -> None:
     np.testing.assert_allclose(apply_affine(affine, image), np.broadcast_to([1.5, 2.0, 0.5], (4, 5, 3)))
     with pytest.raises(ValueError, match="rgb"):
         apply_affine(affine, np.zeros((4, 4)))
+
+
+def test_ssim_leaves_out_windows_that_hold_masked_pixels(rng: np.random.Generator) -> None:
+    a = rng.random((40, 40, 3))
+    b, mask = a.copy(), np.ones((40, 40), np.bool_)
+    b[5:9, 30:], mask[5:9, 30:] = 0.0, False
+    assert ssim(a, b) < 0.95
+    assert ssim(a, b, mask) == pytest.approx(1.0, abs=1e-12)
+    assert ssim(a, 1 - a, mask) == pytest.approx(ssim(a[20:, :], 1 - a[20:, :]), abs=0.05)
+    with pytest.raises(ValueError, match="window"):
+        ssim(a, b, np.zeros((40, 40), np.bool_))
