@@ -101,6 +101,19 @@ def test_an_opaque_sample_hides_what_is_behind(twin: ModuleType) -> None:
     assert weights.tolist() == [0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("twin", [cpu, reference], ids=["cpu", "reference"])
+def test_at_the_stop_is_not_below_it(twin: ModuleType) -> None:
+    sigma = torch.tensor([0.0, 0.7, 0.7], requires_grad=True)
+    ones = torch.ones(3)
+    _, trans, _, weights = twin.composite(torch.tensor([0, 3]), sigma, torch.ones(3, 3), ones, ones, stop=1.0)
+    through = math.exp(-0.7)
+    torch.testing.assert_close(trans.detach(), torch.tensor([through]))
+    torch.testing.assert_close(weights.detach(), torch.tensor([0.0, 1 - through, 0.0]))
+    torch.autograd.backward(trans.sum())
+    assert sigma.grad is not None
+    torch.testing.assert_close(sigma.grad, torch.tensor([-through, -through, 0.0]))
+
+
 def test_weights_and_transmittance_make_one(rng: np.random.Generator) -> None:
     packet = random_packet(rng, 300)
     for stop in (NEVER, 0.2):
