@@ -108,7 +108,7 @@ def _cast(
     )
     basis = direction_basis(torch.from_numpy(directions))
     kernels = for_device(arena.device)
-    samples = kernels.march(rays, arena, context.march(2.0), keep=256)
+    samples = kernels.march(rays, arena, context.march(2.0), keep=256, adapt=True)
     sigma, colour = shade(arena, shared.decoder, samples, basis)
     _, transmittance, depth, weights = kernels.composite(
         samples.ray_start, sigma, colour, samples.t, samples.dt, stop=1e-3

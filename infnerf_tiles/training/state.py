@@ -93,15 +93,12 @@ class TrainingState:
         """Decayed maximum of optical depth per step, cell by cell (z, y, x)."""
         self.prior = np.float32(0.0)
         """What an occupied cell counts before its density was looked at; refreshes let it decay."""
-        self.height = 0
         self.relink()
 
     def relink(self) -> None:
         """Rebuild the arena's links after nodes came or went."""
         links = link(self.keys, self.treelet, self.top_keys)
         self.level = links.level
-        own = self.level[: self.capacity]
-        self.height = int(own.max()) - self.top.level + 1
         self.arena = Arena(
             cells=self.shape.cells,
             base_cells=self.shape.base_cells,

@@ -64,10 +64,12 @@ def read_surroundings(
 def _with_parents(keys: Int64, rows: Int64) -> Int64:
     """Those of the rows whose whole chain of ancestors is among them."""
     kept = keys[rows]
-    for level in range(1, int(key_levels(kept).max(initial=0)) + 1):
-        levels = key_levels(kept)
-        kept = kept[(levels != level) | np.isin(parent_keys(np.maximum(kept, 1)), kept)]
-    return rows[np.isin(keys[rows], kept)]
+    levels = key_levels(kept)
+    present = kept[levels == 0]
+    for level in range(1, int(levels.max(initial=0)) + 1):
+        here = kept[levels == level]
+        present = np.concatenate([present, here[np.isin(parent_keys(here), present)]])
+    return rows[np.isin(keys[rows], present)]
 
 
 def _read_node(store: SceneStore, slot: int) -> tuple[Float16, UInt8]:

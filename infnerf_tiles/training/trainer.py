@@ -98,7 +98,10 @@ class Trainer:
         num_rays = max(64, int(self.settings.samples_per_step / max(self.samples_per_ray, 1.0)))
         batch = self.pixels.draw(rng, num_rays)
         rays, basis = self.make_rays(batch, rng.random(num_rays))
-        samples = self._kernels.march(rays, self.state.arena, self.frame.march, keep=self.settings.samples_per_ray)
+        # samples behind opaque matter are dropped next, so that more may be marched than are kept on average
+        samples = self._kernels.march(
+            rays, self.state.arena, self.frame.march, keep=2 * self.settings.samples_per_ray, adapt=True
+        )
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         samples, frozen = self._visible(samples, basis)
         loss, error, weights = self._loss(batch, samples, frozen, basis, generator)
@@ -119,7 +122,12 @@ class Trainer:
         if refresh_due(self.step, self.settings.occupancy_every):
             refresh_occupancy(
                 self.state, self.shared.decoder, self.frame, rng,
-                threshold=self.settings.occupancy_threshold, decay=0.7,
+                threshold=self.settings.occupancy_threshold, decay=0.6,
+            )  # fmt: skip
+            _log.debug(
+                "treelet %s step %d: %.1f samples per ray, %.3f of the cells occupied, %.2f dB",
+                self.state.top, self.step, self.samples_per_ray, self.state.occupied().mean(),
+                psnr_of(self.recent_error),
             )  # fmt: skip
         self._grow()
         return error

@@ -44,8 +44,9 @@ def _next_sample(
     occupancy: UInt8,
     any_occupied: UInt8,
     cells: int,
-) -> tuple[int, int, float, float, float, float, float]:
-    """First step >= i in an occupied cell as (step, slot, wanted level, t, x, y, z); slot -1 if there is none."""
+    adapt: bool,
+) -> tuple[int, int, float, float, float, float, float, int]:
+    """First step >= i in an occupied cell as (step, slot, wanted level, t, x, y, z, stride); slot -1: there is none."""
     log2_q = log_q * 1.4426950408889634
     below_one = 1.0 - 1e-12
     while i < i_end:
@@ -59,6 +60,7 @@ def _next_sample(
         lev = 0
         scale = 1.0
         empty = False
+        stride = 1
         while True:
             if any_occupied[slot] == 0:
                 empty = True
@@ -84,7 +86,10 @@ def _next_sample(
             bz = np.int64(cz) & (node_cells - 1)
             bit = (bz * node_cells + by) * node_cells + bx
             if (occupancy[slot, bit >> 3] >> (bit & 7)) & 1:
-                return i, slot, wanted, t, x, y, z
+                if adapt and wanted > lev:
+                    stride = 1 << min(math.ceil(wanted) - lev, 24)
+                if i % stride == 0:
+                    return i, slot, wanted, t, x, y, z, stride
         size = 1.0 / grid
         leave = min(
             _exit_distance(ox, dx, cx, size),
@@ -97,8 +102,10 @@ def _next_sample(
         if lev > 0:
             # behind this step coarser nodes draw, whose cells are others
             jump = min(jump, max(i + 1, i + int((wanted - (lev - 1)) / log2_q)))
+        if not empty and stride > 1:
+            jump = min(jump, i - i % stride + stride)
         i = jump
-    return i_end, -1, 0.0, 0.0, 0.0, 0.0, 0.0
+    return i_end, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1
 
 
 @njit(cache=True)
@@ -144,6 +151,7 @@ def _count(
     occupancy: UInt8,
     any_occupied: UInt8,
     cells: int,
+    adapt: bool,
     counts: Int64,
     ends: Int64,
 ) -> None:
@@ -164,7 +172,7 @@ def _count(
         while n < limit:
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
-                root, children, occupancy, any_occupied, cells,
+                root, children, occupancy, any_occupied, cells, adapt,
             )  # fmt: skip
             if found[1] < 0:
                 i = -1
@@ -200,6 +208,7 @@ def _fill(
     occupancy: UInt8,
     any_occupied: UInt8,
     cells: int,
+    adapt: bool,
     level: Int32,
     treelet: Int32,
     lambda_max: Float32,
@@ -238,13 +247,13 @@ def _fill(
         for n in range(counts[q]):
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
-                root, children, occupancy, any_occupied, cells,
+                root, children, occupancy, any_occupied, cells, adapt,
             )  # fmt: skip
             i = found[0] + 1
             m = ray_start[q] + j
             slot, wanted, t = found[1], found[2], found[3]
             place = (found[4], found[5], found[6])
-            length += t * c / (1.0 + 0.5 * c)
+            length += t * c / (1.0 + 0.5 * c) * found[7]
             if n == middle:
                 lev = level[slot]
                 beta = 1.0
@@ -294,6 +303,7 @@ def march(
     start: torch.Tensor | None = None,
     limit: int | None = None,
     keep: int | None = None,
+    adapt: bool = False,
 ) -> Samples:
     """Emit the samples of each ray that lie in occupied cells, front to back.
 
@@ -306,6 +316,8 @@ def march(
         limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
         keep: thin a ray evenly to at most that many samples (training): of each run of neighbours the middle one stays
             and takes the summed length of all. None keeps all.
+        adapt: where the drawn node is k levels coarser than wanted, because nothing finer exists there, take only every
+            2^k-th step, 2^k times as long (training: most of the air over a scene is drawn by coarse nodes).
     """
     num = rays.origins.shape[0]
     packet = tuple(
@@ -321,7 +333,7 @@ def march(
     with parallel_region():
         _count(
             o, d, footprint, offset, begin, near, step, gsd_root, lod_bias, most,
-            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, counts, ends,
+            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, adapt, counts, ends,
         )  # fmt: skip
         ray_start = np.zeros(num + 1, np.int64)
         np.cumsum(counts if keep is None else np.minimum(counts, keep), out=ray_start[1:])
@@ -331,7 +343,7 @@ def march(
         position, position_above = np.empty((m, 3), np.float32), np.empty((m, 3), np.float32)
         _fill(
             o, d, footprint, offset, begin, near, step, gsd_root, lod_bias,
-            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, arena.level.numpy(),
+            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, adapt, arena.level.numpy(),
             arena.treelet.numpy(), arena.lambda_max.numpy(), arena.top_level.numpy(), arena.top_xyz.numpy(),
             arena.above.numpy(), counts, ray_start,
             ray, t, dt, wanted, slot, beta, position, blend, slot_above, position_above,

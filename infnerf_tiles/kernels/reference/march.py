@@ -78,6 +78,7 @@ def march(
     start: Tensor | None = None,
     limit: int | None = None,
     keep: int | None = None,
+    adapt: bool = False,
 ) -> Samples:
     """Emit the samples of each ray that lie in occupied cells, front to back.
 
@@ -90,6 +91,8 @@ def march(
         limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
         keep: thin a ray evenly to at most that many samples (training): of each run of neighbours the middle one stays
             and takes the summed length of all. None keeps all.
+        adapt: where the drawn node is k levels coarser than wanted, because nothing finer exists there, take only every
+            2^k-th step, 2^k times as long (training: most of the air over a scene is drawn by coarse nodes).
     """
     nodes = _Nodes(arena)
     per_ray: list[list[_Kept]] = []
@@ -106,13 +109,15 @@ def march(
         lattice = _Lattice(
             origin=tuple(origin), direction=tuple(direction), footprint=footprint, offset=offset, settings=settings
         )
-        found, end = _samples_of_ray(lattice, nodes, begin, limit)
+        found, end = _samples_of_ray(lattice, nodes, begin, limit, adapt)
         per_ray.append(found if keep is None else _thinned(found, keep))
         ends.append(end)
     return nodes.packed(per_ray, ends)
 
 
-def _samples_of_ray(lattice: _Lattice, nodes: "_Nodes", begin: int, limit: int | None) -> tuple[list[_Kept], int]:
+def _samples_of_ray(
+    lattice: _Lattice, nodes: "_Nodes", begin: int, limit: int | None, adapt: bool
+) -> tuple[list[_Kept], int]:
     """Samples from step `begin` on, and the step to go on from."""
     found: list[_Kept] = []
     if begin < 0:
@@ -127,8 +132,9 @@ def _samples_of_ray(lattice: _Lattice, nodes: "_Nodes", begin: int, limit: int |
             min(max(o + t * d, 0.0), 1.0 - 1e-12) for o, d in zip(lattice.origin, lattice.direction, strict=True)
         )
         slot = nodes.finest(unit, wanted)
-        if nodes.occupied(slot, unit):
-            found.append(_Kept(t=t, length=lattice.length(t), wanted=wanted, slot=slot, unit=unit))
+        stride = 2 ** max(0, math.ceil(wanted) - nodes.level[slot]) if adapt else 1
+        if i % stride == 0 and nodes.occupied(slot, unit):
+            found.append(_Kept(t=t, length=lattice.length(t) * stride, wanted=wanted, slot=slot, unit=unit))
         i += 1
     return found, i
 
