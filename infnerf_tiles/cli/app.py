@@ -43,8 +43,10 @@ class _Lazy(click.Group):
 
 
 _COMMANDS = {
+    "demo": "demo",
     "build": "training",
     "train": "training",
+    "eval": "pictures",
     "info": "upkeep",
     "verify": "upkeep",
     "gc": "upkeep",

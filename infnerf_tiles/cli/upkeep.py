@@ -44,7 +44,7 @@ def info(terminal: Terminal, scene: str, treelets: bool) -> None:
         header = store.header
     document: dict[str, Any] = {
         **facts.to_json(),
-        "bands": _band_rows(index, header.band_levels),
+        "bands": band_rows(index, header.band_levels),
         "max_level": header.max_level,
         "root": {"origin": list(header.root.origin), "edge": header.root.edge},
         "smallest_working_set_bytes": working_set,
@@ -101,7 +101,8 @@ def _smallest_working_set(store: SceneStore, index: SceneIndex) -> int:
         cache.close()
 
 
-def _band_rows(index: SceneIndex, band_levels: tuple[int, ...]) -> list[dict[str, int]]:
+def band_rows(index: SceneIndex, band_levels: tuple[int, ...]) -> list[dict[str, int]]:
+    """Treelets per band, coarse to fine: {"level", "treelets", "trained_treelets"}."""
     trained = index.treelet_states == TreeletState.TRAINED
     return [
         {
