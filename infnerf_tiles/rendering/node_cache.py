@@ -63,6 +63,7 @@ class NodeCache:
         self._shape = shape
         self._octree = Octree.from_keys(index.keys)
         self._dead: Bool = ~np.isin(index.keys, drawable_octree(index).keys)
+        self._damaged: list[str] = []
         self._row_of_root = self._octree.index_of(index.root_keys)
         # bases begin on whole pages, so that a released one gives all its memory back
         align = max(1, PAGE // (4 * shape.features))
@@ -108,6 +109,11 @@ class NodeCache:
         """int64[k] keys of the resident nodes, ascending."""
         rows: Int64 = np.sort(self._row_at[self._row_at >= 0])
         return self._index.keys[rows]
+
+    @property
+    def damaged_nodes(self) -> tuple[str, ...]:
+        """Ids of the nodes that turned out damaged so far; what is below them is not drawn either."""
+        return tuple(self._damaged)
 
     @property
     def smallest_working_set(self) -> int:
@@ -273,6 +279,7 @@ class NodeCache:
                 ) from error
             if not self._dead[top]:
                 node = NodeId.from_key(int(self._index.keys[top]))
+                self._damaged.append(str(node))
                 _log.warning("node %s is damaged, coarser nodes are drawn there: %s", node, error)
             self._dead[top] = True
         for level in range(1, self._octree.depth + 1):

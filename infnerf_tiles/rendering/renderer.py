@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Self
@@ -139,6 +140,7 @@ class Renderer:
         *,
         lod_bias: float = 0.0,
         affine: Float32 | Float64 | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Picture:
         """Draw what a camera sees.
 
@@ -147,6 +149,7 @@ class Renderer:
             camera_to_world: float64[3, 4], OpenCV axes, world.
             lod_bias: added to the wanted level, in levels.
             affine: float[3, 4], colour transform of a photo; None for none.
+            progress: called with the share of the pixels that are done, up to 1.
         """
         check_shape("camera_to_world", camera_to_world, (3, 4))
         picture = Picture(
@@ -167,6 +170,8 @@ class Renderer:
                     self._draw(block, _Part(0, 0, *size), 0, None)
                     num_samples += block.state.num_samples
                     self._finish(block, affine, picture, (slice(y0, y0 + size[1]), slice(x0, x0 + size[0])))
+                    if progress is not None:
+                        progress((y0 * camera.width + size[1] * (x0 + size[0])) / (camera.width * camera.height))
         return Picture(
             rgb=picture.rgb,
             transmittance=picture.transmittance,

@@ -1,0 +1,152 @@
+"""render: pictures and films of a trained scene."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infnerf_tiles.arrays import Float32, Float64
+from infnerf_tiles.errors import SettingsError
+from infnerf_tiles.process import peak_memory
+from infnerf_tiles.rendering.camera_paths import DEFAULT_FPS, CameraPath, make_path
+from infnerf_tiles.rendering.renderer import Renderer
+from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.rendering.sequence import Extras, render_sequence
+
+Progress = Callable[[float, int], None]
+"""(frames done, with the part of the one at work; frames in all)"""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """What to draw and where to.
+
+    output: .mp4 is a film, .png one picture, anything else a folder of numbered PNGs. path: orbit, spiral, flythrough,
+    interpolate, dataset, or a path file. frames: default: one for a .png, else what the path has. size: (width, height)
+    in pixels, default: as the photos. fps: frames per second of a film. depth, alpha, levels: what is written beside
+    the colours, each into an output of its own ("film_depth.mp4").
+    appearance: "mean" (of the photos' colour transforms), "none", or the name of a photo. lod_bias: added to the wanted
+    level. memory_budget: bytes for resident nodes, default: the scene's. threads: processor threads, default: all.
+    """
+
+    output: Path
+    path: str = "orbit"
+    frames: int | None = None
+    size: tuple[int, int] | None = None
+    fps: float = DEFAULT_FPS
+    depth: bool = False
+    alpha: bool = False
+    levels: bool = False
+    appearance: str = "mean"
+    lod_bias: float = 0.0
+    memory_budget: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderReport:
+    """What was drawn. outputs: files and folders written. bytes_read: of the rows that were loaded, decompressed."""
+
+    frames: int
+    size: tuple[int, int]
+    outputs: tuple[str, ...]
+    samples: int
+    hits: int
+    misses: int
+    evictions: int
+    bytes_read: int
+    damaged_nodes: tuple[str, ...]
+    seconds: float
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def render(scene: str, options: RenderOptions, progress: Progress | None = None) -> RenderReport:
+    """Draw pictures of a scene (path or URL of a store).
+
+    Raises SettingsError for options that make no sense, BudgetError for a budget that holds no chain of nodes, and what
+    `Scene.open` raises.
+    """
+    started = time.monotonic()
+    with Scene.open(scene) as opened:
+        affine = appearance_of(opened, options.appearance)
+        path = _path(opened, options)
+
+        with Renderer(opened, options.memory_budget, threads=options.threads) as renderer:
+            written = render_sequence(
+                renderer,
+                path,
+                options.output,
+                extras=Extras(depth=options.depth, alpha=options.alpha, levels=options.levels),
+                lod_bias=options.lod_bias,
+                affine=affine,
+                progress=progress,
+            )
+            counters, damaged = renderer.cache.counters, renderer.cache.damaged_nodes
+    return RenderReport(
+        frames=path.num_frames,
+        size=(path.camera.width, path.camera.height),
+        outputs=tuple(str(place) for place in written.outputs),
+        samples=written.num_samples,
+        hits=counters.hits,
+        misses=counters.misses,
+        evictions=counters.evictions,
+        bytes_read=counters.bytes_read,
+        damaged_nodes=damaged,
+        seconds=time.monotonic() - started,
+        peak_bytes=peak_memory(),
+    )
+
+
+def appearance_of(scene: Scene, name: str) -> Float32 | Float64 | None:
+    """The colour transform float[3, 4] that "mean", "none" (None) or a photo's name stands for.
+
+    SettingsError for a name that no photo has.
+    """
+    if name == "none":
+        return None
+    if name == "mean":
+        return scene.mean_affine
+    if name not in scene.names:
+        raise SettingsError(
+            f"appearance: expected 'mean', 'none' or the name of one of the {len(scene.names)} photos, got {name!r}"
+        )
+    row = scene.names.index(name)
+    if not scene.known[row]:
+        _log.warning("the colour transform of photo %s is not known: the mean of the others is taken", name)
+        return scene.mean_affine
+    own: Float32 = scene.affine[row]
+    return own
+
+
+def content_centre(scene: Scene) -> Float64:
+    """float64[3], world: the median place of the finest nodes, which stand where the photos show most."""
+    octree = scene.octree
+    finest = octree.levels >= octree.depth - 1
+    centres = (octree.xyz[finest] + 0.5) / np.exp2(octree.levels[finest].astype(np.float64))[:, None]
+    return scene.header.root.to_world(np.median(centres, axis=0))
+
+
+def _path(scene: Scene, options: RenderOptions) -> CameraPath:
+    single = options.output.suffix.lower() == ".png"
+    if single and options.frames not in (None, 1):
+        raise SettingsError(
+            f"{options.output}: expected one frame for a .png, got {options.frames}; name an .mp4 or a folder for many"
+        )
+    return make_path(
+        options.path,
+        scene.cameras,
+        content_centre(scene),
+        frames=1 if single else options.frames,
+        size=options.size,
+        fps=options.fps,
+    )
