@@ -105,10 +105,9 @@ class NodeCache:
         return int((self._treelet_at >= 0).sum())
 
     @property
-    def resident_keys(self) -> Int64:
-        """int64[k] keys of the resident nodes, ascending."""
-        rows: Int64 = np.sort(self._row_at[self._row_at >= 0])
-        return self._index.keys[rows]
+    def keys_by_slot(self) -> Int64:
+        """int64[S] key of the node in each slot of the arena, -1 where there is none."""
+        return np.where(self._row_at >= 0, self._index.keys[np.maximum(self._row_at, 0)], -1)
 
     @property
     def damaged_nodes(self) -> tuple[str, ...]:

@@ -57,11 +57,12 @@ def make_scene(
     photos: PosedCameras | None = None,
     noise: float = 0.6,
     planned: Int64 | None = None,
+    nested: bool = False,
 ) -> SceneStore:
     """A committed scene with random tables, bases and decoder; nodes down to MAX_LEVEL around its middle.
 
     fill: share of occupied cells. density: added to the decoder's log density. noise: spread of the features.
-    planned: keys of nodes that are in the index but not trained.
+    planned: keys of nodes that are in the index but not trained. nested: a child has its parent's occupied cells.
     """
     rng = np.random.default_rng(seed)
     values: dict[str, Any] = {
@@ -88,9 +89,12 @@ def make_scene(
     untrained = np.zeros(index.num_nodes, np.bool_) if planned is None else np.isin(index.keys, planned)
     slots = np.array(store.allocate(index.num_nodes), np.int32)
     bases = np.array(store.allocate_treelets(index.num_treelets), np.int32)
-    for slot in slots.tolist():
+    cells = [blocks(rng, fill) for _ in range(index.num_nodes)]
+    for row, (slot, parent) in enumerate(zip(slots.tolist(), octree.parents.tolist(), strict=True)):
+        if nested and parent >= 0:
+            cells[row] = octant(cells[parent], octree.xyz[row] & 1)
         table = rng.normal(0.0, noise, SHAPE.row_length).astype(np.float16)
-        store.write_node(slot, table, np.packbits(blocks(rng, fill).ravel(), bitorder="little"))
+        store.write_node(slot, table, np.packbits(cells[row].ravel(), bitorder="little"))
     vertices = SHAPE.base_cells + 1
     for base in bases.tolist():
         grid = rng.normal(0.0, noise, (vertices, vertices, vertices, SHAPE.features))
@@ -139,6 +143,13 @@ def blocks(rng: np.random.Generator, fill: float) -> Bool:
     half = SHAPE.occupancy_cells // 2
     coarse = rng.random((half, half, half)) < fill
     return coarse.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+
+
+def octant(cells: Bool, place: Int64) -> Bool:
+    """One eighth of a node's cells bool[O, O, O] (z, y, x), twice as fine; place: int64[3] (x, y, z), 0 or 1 each."""
+    half = cells.shape[0] // 2
+    x, y, z = (slice(half * int(p), half * (int(p) + 1)) for p in place)
+    return cells[z, y, x].repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
 
 
 def poses_around(num: int = PHOTOS, distance: float = 40.0) -> PosedCameras:
