@@ -96,8 +96,8 @@ def test_a_narrow_view_takes_little() -> None:
     one = select_nodes(octree, ROOT, narrow, lattice, nearest=7.5, farthest=7.5)
     here = (eye + 7.5 * forward)[None]
     assert np.array_equal(one, np.concatenate([_keys_on(level, here) for level in range(MAX_LEVEL + 1)]))
-    # coarse pixels want coarse nodes only: λ = log2(4 / (t / 2)) at most 2.0 beyond t = 2
-    coarse = select_nodes(octree, ROOT, bundle_of(eye, forward[None], 0.5, axes), lattice, nearest=2.0)
+    # coarse pixels want coarse nodes only: λ = log2(4 / (t / 2)) at most 2 beyond t = 2
+    coarse = select_nodes(octree, ROOT, bundle_of(eye, forward[None], 0.5, axes), lattice, nearest=2.001)
     assert Octree.from_keys(coarse).depth == 2
 
 
