@@ -15,6 +15,7 @@ from arenas import (
     random_octree,
     random_rays,
 )
+from torch import Tensor
 
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.footprint import level_and_weight, wanted_level
@@ -42,13 +43,13 @@ def both(rays: Rays, arena: Arena, settings: MarchSettings = SETTINGS, **options
     return fast
 
 
-def unit_points(samples: Samples, rays: Rays, t: torch.Tensor | None = None) -> torch.Tensor:
+def unit_points(samples: Samples, rays: Rays, t: Tensor | None = None) -> Tensor:
     ray = samples.ray.long()
     at = samples.t.double() if t is None else t
     return rays.origins[ray] + at[:, None] * rays.directions[ray]
 
 
-def lattice_steps(samples: Samples, rays: Rays, settings: MarchSettings = SETTINGS) -> torch.Tensor:
+def lattice_steps(samples: Samples, rays: Rays, settings: MarchSettings = SETTINGS) -> Tensor:
     """Real step number of each sample, from its distance."""
     ray = samples.ray.long()
     c = settings.step * rays.footprint[ray]
@@ -65,13 +66,14 @@ def lattice_steps(samples: Samples, rays: Rays, settings: MarchSettings = SETTIN
         (64, 3, (0, 1, 2, 3), 0.02, -2.5),
     ],
 )
+@pytest.mark.parametrize("adapt", [False, True])
 def test_skipping_loses_no_sample(
-    rng: np.random.Generator, cells: int, depth: int, bands: tuple[int, ...], fill: float, lod_bias: float
+    rng: np.random.Generator, cells: int, depth: int, bands: tuple[int, ...], fill: float, lod_bias: float, adapt: bool
 ) -> None:
     shape = FieldShape(cells=cells, table_size=64, features=2)
     settings = replace(SETTINGS, gsd_root=EDGE / cells, lod_bias=lod_bias)
     arena = random_arena(rng, random_octree(rng, depth), bands, shape=shape, fill=fill)
-    samples = both(random_rays(rng, 103, edge=EDGE), arena, settings)
+    samples = both(random_rays(rng, 103, edge=EDGE), arena, settings, adapt=adapt)
     assert samples.count == samples.ray_start[-1]
 
 
@@ -212,14 +214,15 @@ def test_positions_stay_inside_their_node_after_rounding(rng: np.random.Generato
         assert (position < corner[slot] + edge[slot, None]).all()
 
 
-def test_pieces_make_the_whole(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("adapt", [False, True])
+def test_pieces_make_the_whole(rng: np.random.Generator, adapt: bool) -> None:
     arena = random_arena(rng, random_octree(rng, 5), (0, 3), shape=SHAPE, fill=0.4)
     rays = random_rays(rng, 40, edge=EDGE)
-    whole = cpu.march(rays, arena, SETTINGS)
+    whole = cpu.march(rays, arena, SETTINGS, adapt=adapt)
     columns = []
     start = torch.zeros(40, dtype=torch.int64)
     while (start >= 0).any():
-        piece = both(rays, arena, start=start, limit=int(rng.integers(1, 20)))
+        piece = both(rays, arena, start=start, limit=1 + len(columns), adapt=adapt)
         columns.append((piece.ray, piece.t, piece.slot, piece.position))
         assert (piece.next_step[start < 0] == -1).all()
         start = piece.next_step
@@ -242,11 +245,7 @@ def test_thinning_keeps_the_length(rng: np.random.Generator, keep: int) -> None:
     before, after = whole.ray_start.diff(), thin.ray_start.diff()
     assert torch.equal(after, before.clamp(max=keep))
     assert torch.equal(thin.next_step, whole.next_step)
-    lengths = [
-        torch.zeros(60, dtype=torch.float64).index_add(0, samples.ray.long(), samples.dt.double())
-        for samples in (whole, thin)
-    ]
-    torch.testing.assert_close(lengths[1], lengths[0], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(lengths(thin, 60), lengths(whole, 60), rtol=1e-6, atol=0.0)
     # evenly: every sample that stays stands for as many as any other, or one more
     each, rest = before // after.clamp(min=1), before % after.clamp(min=1)
     for q in range(60):
@@ -254,6 +253,42 @@ def test_thinning_keeps_the_length(rng: np.random.Generator, keep: int) -> None:
         assert len(stay) == after[q]
         assert (stay.diff() >= each[q]).all()
         assert (stay.diff() <= each[q] + 1 + (rest[q] > 0)).all()
+
+
+def lengths(samples: Samples, num_rays: int) -> Tensor:
+    """Summed length of each ray's samples."""
+    return torch.zeros(num_rays, dtype=torch.float64).index_add(0, samples.ray.long(), samples.dt.double())
+
+
+def test_blocks_cover_what_their_steps_would(rng: np.random.Generator) -> None:
+    rays = random_rays(rng, 200, edge=EDGE, footprint=0.005)
+    arena = full_arena(rng, ROOT_ONLY)
+    settings = replace(SETTINGS, lod_bias=2.0)
+    steps, blocks = cpu.march(rays, arena, settings), both(rays, arena, settings, adapt=True)
+    assert 0 < blocks.count < 0.3 * steps.count
+    whole, covered = lengths(steps, 200), lengths(blocks, 200)
+    # half a block too much or too little where the ray enters the cube, and where it leaves it
+    assert ((covered - whole).abs() <= 1.01 * blocks.dt.max()).all()
+    torch.testing.assert_close(covered.sum(), whole.sum(), rtol=0.05, atol=0.0)
+    # inside a ray they follow each other without gap or overlap, wherever their length changes
+    c = settings.step * rays.footprint[blocks.ray.long()]
+    size = torch.log1p(blocks.dt * (1 + c / 2) / blocks.t) / torch.log1p(c)
+    inner = blocks.ray[1:] == blocks.ray[:-1]
+    middle = lattice_steps(blocks, rays, settings).round()
+    exponent = torch.log2(size).round()
+    assert (exponent.diff()[inner] <= 0).all()
+    first = middle - torch.floor(2 ** (exponent - 1))
+    assert torch.equal((first + 2**exponent)[:-1][inner], first[1:][inner])
+
+
+def test_blocks_are_single_steps_where_nodes_are_as_fine_as_wanted(rng: np.random.Generator) -> None:
+    rays = random_rays(rng, 60, edge=EDGE, footprint=0.02)
+    settings = replace(SETTINGS, near=5.0, lod_bias=-3.0)
+    arena = random_arena(rng, full_octree(3), (0, 2), shape=SHAPE, fill=0.4)
+    steps, blocks = cpu.march(rays, arena, settings), both(rays, arena, settings, adapt=True)
+    assert steps.count
+    assert steps.wanted.max() <= 3
+    assert differing(steps, blocks) == []
 
 
 def test_same_bits_every_time_and_for_any_thread_count(rng: np.random.Generator) -> None:

@@ -25,6 +25,26 @@ def _exit_distance(o: float, d: float, cell: float, size: float) -> float:
     return math.inf
 
 
+@njit(cache=True, inline="always")
+def _block_size(i: int, wanted: float, level: int, log2_q: float) -> int:
+    """Steps in the block of step i, drawn at `level` below `wanted`; as wanted at the block's first step."""
+    most = int(math.log2(max(1.0, 0.5 / log2_q)))
+    k = min(math.ceil(wanted) - level, most)
+    # within half an octave the wanted level passes one integer at most
+    if k < most and math.ceil(wanted + (i % (2 << k)) * log2_q) - level > k:
+        k += 1
+    return 1 << k
+
+
+@njit(cache=True, inline="always")
+def _block_length(t: float, c: float, log_q: float, size: int) -> float:
+    """Length of the block whose middle step has its own middle at t."""
+    if size == 1:
+        return t * c / (1.0 + 0.5 * c)
+    half = size >> 1
+    return t / (1.0 + 0.5 * c) * (math.exp((size - half) * log_q) - math.exp(-half * log_q))
+
+
 @njit(cache=True)
 def _next_sample(
     i: int,
@@ -87,8 +107,8 @@ def _next_sample(
             bit = (bz * node_cells + by) * node_cells + bx
             if (occupancy[slot, bit >> 3] >> (bit & 7)) & 1:
                 if adapt and wanted > lev:
-                    stride = 1 << min(math.ceil(wanted) - lev, 24)
-                if i % stride == 0:
+                    stride = _block_size(i, wanted, lev, log2_q)
+                if i % stride == stride >> 1:
                     return i, slot, wanted, t, x, y, z, stride
         size = 1.0 / grid
         leave = min(
@@ -102,8 +122,10 @@ def _next_sample(
         if lev > 0:
             # behind this step coarser nodes draw, whose cells are others
             jump = min(jump, max(i + 1, i + int((wanted - (lev - 1)) / log2_q)))
-        if not empty and stride > 1:
-            jump = min(jump, i - i % stride + stride)
+        if stride > 1:
+            # to the block's middle, or to the next block, which may be shorter
+            place, half = i % stride, stride >> 1
+            jump = min(jump, i - place + (half if place < half else stride))
         i = jump
     return i_end, -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1
 
@@ -253,7 +275,7 @@ def _fill(
             m = ray_start[q] + j
             slot, wanted, t = found[1], found[2], found[3]
             place = (found[4], found[5], found[6])
-            length += t * c / (1.0 + 0.5 * c) * found[7]
+            length += _block_length(t, c, log_q, found[7])
             if n == middle:
                 lev = level[slot]
                 beta = 1.0
@@ -316,8 +338,9 @@ def march(
         limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
         keep: thin a ray evenly to at most that many samples (training): of each run of neighbours the middle one stays
             and takes the summed length of all. None keeps all.
-        adapt: where the drawn node is k levels coarser than wanted, because nothing finer exists there, take only every
-            2^k-th step, 2^k times as long (training: most of the air over a scene is drawn by coarse nodes).
+        adapt: where the drawn node is k levels coarser than wanted, because nothing finer exists there, steps come in
+            aligned blocks of 2^k (of half an octave of distance at most); a block's middle step stands for all of it.
+            For training: most of the air over a scene is drawn by coarse nodes.
     """
     num = rays.origins.shape[0]
     packet = tuple(

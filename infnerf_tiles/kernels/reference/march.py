@@ -33,13 +33,36 @@ class _Lattice:
     def middle(self, i: int) -> float:
         return self.near_middle * math.exp((i + self.offset) * math.log1p(self.growth))
 
-    def length(self, middle: float) -> float:
-        return middle * self.growth / (1.0 + 0.5 * self.growth)
+    def length(self, middle: float, block: int) -> float:
+        """Length of a block of steps, from the middle of its middle step."""
+        if block == 1:
+            return middle * self.growth / (1.0 + 0.5 * self.growth)
+        front, log_q = middle / (1.0 + 0.5 * self.growth), math.log1p(self.growth)
+        half = block // 2
+        return front * (math.exp((block - half) * log_q) - math.exp(-half * log_q))
 
     def wanted(self, i: int) -> float:
         """Wanted level at the middle of step i."""
         at_near = math.log2(self.settings.gsd_root / (self.near_middle * self.footprint)) + self.settings.lod_bias
-        return at_near - (i + self.offset) * (math.log1p(self.growth) * 1.4426950408889634)
+        return at_near - (i + self.offset) * self.levels_per_step
+
+    @property
+    def levels_per_step(self) -> float:
+        """How much the wanted level falls from step to step."""
+        return math.log1p(self.growth) * 1.4426950408889634
+
+    def block(self, i: int, level: int) -> int:
+        """Steps in the aligned block around step i that is drawn at a level coarser than wanted.
+
+        The largest 2^k of half an octave at most at whose first step k levels are missing; 1 where none is at step i.
+        """
+        wanted = self.wanted(i)
+        if wanted > level:
+            for k in range(int(math.log2(max(1.0, 0.5 / self.levels_per_step))), 0, -1):
+                at_first = wanted + (i % (1 << k)) * self.levels_per_step
+                if math.ceil(at_first) - level >= k:
+                    return 1 << k
+        return 1
 
     def steps(self) -> range:
         """Steps whose middle lies in the unit cube."""
@@ -91,8 +114,9 @@ def march(
         limit: stop each ray after that many samples (to go on later from `next_step`). None goes to the end.
         keep: thin a ray evenly to at most that many samples (training): of each run of neighbours the middle one stays
             and takes the summed length of all. None keeps all.
-        adapt: where the drawn node is k levels coarser than wanted, because nothing finer exists there, take only every
-            2^k-th step, 2^k times as long (training: most of the air over a scene is drawn by coarse nodes).
+        adapt: where the drawn node is k levels coarser than wanted, because nothing finer exists there, steps come in
+            aligned blocks of 2^k (of half an octave of distance at most); a block's middle step stands for all of it.
+            For training: most of the air over a scene is drawn by coarse nodes.
     """
     nodes = _Nodes(arena)
     per_ray: list[list[_Kept]] = []
@@ -132,9 +156,9 @@ def _samples_of_ray(
             min(max(o + t * d, 0.0), 1.0 - 1e-12) for o, d in zip(lattice.origin, lattice.direction, strict=True)
         )
         slot = nodes.finest(unit, wanted)
-        stride = 2 ** max(0, math.ceil(wanted) - nodes.level[slot]) if adapt else 1
-        if i % stride == 0 and nodes.occupied(slot, unit):
-            found.append(_Kept(t=t, length=lattice.length(t) * stride, wanted=wanted, slot=slot, unit=unit))
+        block = lattice.block(i, nodes.level[slot]) if adapt else 1
+        if i % block == block // 2 and nodes.occupied(slot, unit):
+            found.append(_Kept(t=t, length=lattice.length(t, block), wanted=wanted, slot=slot, unit=unit))
         i += 1
     return found, i
 
