@@ -44,17 +44,18 @@ def bundle_of(origin: Float64, directions: Float64, footprint: float, axes: Floa
     least, most = directions.min(axis=0), directions.max(axis=0)
     right, down, forward = axes.T
     ahead = directions @ forward
-    if ahead.min() < _MIN_FORWARD:
+    middle = directions.sum(axis=0)
+    spread = float(np.linalg.norm(middle)) / len(directions)
+    if ahead.min() < _MIN_FORWARD and spread > _MIN_FORWARD:
         # off to the side of a wide lens: planes around the middle of the rays instead
-        axis = directions.sum(axis=0)
-        axis /= max(float(np.linalg.norm(axis)), 1e-12)
-        right = np.cross(down if abs(axis @ down) < 0.9 else forward, axis)
+        forward = middle / (spread * len(directions))
+        right = np.cross(down if abs(forward @ down) < 0.9 else axes[:, 2], forward)
         right /= np.linalg.norm(right)
-        down, forward = np.cross(axis, right), axis
+        down = np.cross(forward, right)
         ahead = directions @ forward
-        if ahead.min() < _MIN_FORWARD:
-            normals = np.empty((0, 3))
-            return RayBundle(origin=origin, least=least, most=most, normals=normals, footprint=footprint)
+    if ahead.min() < _MIN_FORWARD:
+        normals = np.empty((0, 3))
+        return RayBundle(origin=origin, least=least, most=most, normals=normals, footprint=footprint)
     planes = [forward]
     for side in (right, down):
         slope = directions @ side / ahead
