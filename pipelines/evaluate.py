@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from infnerf_tiles.metrics import apply_affine, fit_affine, psnr, ssim
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.rendering.renderer import Renderer
 from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.settings import Settings
 from infnerf_tiles.training.inputs import scene_inputs
 
 Split = Literal["test", "train"]
@@ -109,6 +110,7 @@ def evaluate(
     lod_bias: float = 0.0,
     memory_budget: int | None = None,
     threads: int | None = None,
+    settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
     """Score a scene's renders against its photos.
@@ -119,11 +121,13 @@ def evaluate(
         split: the held-out photos, or those trained on.
         limit: score only so many photos, evenly chosen.
         lod_bias: added to the wanted level. memory_budget: bytes for resident nodes. threads: processor threads.
+        settings: used instead of the scene's own, of which they may differ in the section rendering.
 
     Raises DatasetError if there is no photo to score, and what `Scene.open` and `read_dataset` raise.
     """
     started = time.monotonic()
-    with Scene.open(scene) as opened:
+    with Scene.open(scene) as stored:
+        opened = stored if settings is None else replace(stored, settings=settings)
         photos = dataset or _read_photos(opened, data, images)
         rows = _chosen(opened, photos, split, limit)
         with Renderer(opened, memory_budget, threads=threads) as renderer:

@@ -1,9 +1,10 @@
 """render: pictures and films of a trained scene."""
 
+import difflib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from infnerf_tiles.rendering.camera_paths import DEFAULT_FPS, CameraPath, make_p
 from infnerf_tiles.rendering.renderer import Renderer
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.rendering.sequence import Extras, render_sequence
+from infnerf_tiles.settings import Settings
 
 Progress = Callable[[float, int], None]
 """(frames done, with the part of the one at work; frames in all)"""
@@ -28,17 +30,20 @@ class RenderOptions:
 
     output: .mp4 is a film, .png one picture, anything else a folder of numbered PNGs. path: orbit, spiral, flythrough,
     interpolate, dataset, or a path file. frames: default: one for a .png, else what the path has. size: (width, height)
-    in pixels, default: as the photos. fps: frames per second of a film. depth, alpha, levels: what is written beside
-    the colours, each into an output of its own ("film_depth.mp4").
+    in pixels, default: as the photos. fps: frames per second of a film, default: those of a path file, else 30.
+    photo: draw what the camera of this photo saw, distortion included, instead of a path. depth, alpha, levels: what is
+    written beside the colours, each into an output of its own ("film_depth.mp4").
     appearance: "mean" (of the photos' colour transforms), "none", or the name of a photo. lod_bias: added to the wanted
     level. memory_budget: bytes for resident nodes, default: the scene's. threads: processor threads, default: all.
+    settings: used instead of the scene's own, of which they may differ in the section rendering.
     """
 
     output: Path
     path: str = "orbit"
+    photo: str | None = None
     frames: int | None = None
     size: tuple[int, int] | None = None
-    fps: float = DEFAULT_FPS
+    fps: float | None = None
     depth: bool = False
     alpha: bool = False
     levels: bool = False
@@ -46,6 +51,7 @@ class RenderOptions:
     lod_bias: float = 0.0
     memory_budget: int | None = None
     threads: int | None = None
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +83,10 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
     `Scene.open` raises.
     """
     started = time.monotonic()
-    with Scene.open(scene) as opened:
+    with Scene.open(scene) as stored:
+        opened = stored if options.settings is None else replace(stored, settings=options.settings)
         affine = appearance_of(opened, options.appearance)
         path = _path(opened, options)
-
         with Renderer(opened, options.memory_budget, threads=options.threads) as renderer:
             written = render_sequence(
                 renderer,
@@ -142,11 +148,31 @@ def _path(scene: Scene, options: RenderOptions) -> CameraPath:
         raise SettingsError(
             f"{options.output}: expected one frame for a .png, got {options.frames}; name an .mp4 or a folder for many"
         )
-    return make_path(
+    if options.photo is not None:
+        return _photo_path(scene, options.photo, options)
+    path = make_path(
         options.path,
         scene.cameras,
         content_centre(scene),
         frames=1 if single else options.frames,
         size=options.size,
-        fps=options.fps,
+        fps=options.fps or DEFAULT_FPS,
     )
+    if options.fps is None:
+        return path
+    return replace(path, times=np.arange(path.num_frames) / options.fps)  # a path file has its own
+
+
+def _photo_path(scene: Scene, name: str, options: RenderOptions) -> CameraPath:
+    """The one frame that a photo's camera saw."""
+    if name not in scene.names:
+        near = difflib.get_close_matches(name, scene.names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f", such as {scene.names[0]}" if scene.names else ""
+        raise SettingsError(f"photo: expected the name of one of the {len(scene.names)} photos, got {name!r}{hint}")
+    if options.frames not in (None, 1):
+        raise SettingsError(f"photo {name}: expected one frame, got {options.frames}; name a path for many")
+    row = scene.names.index(name)
+    path = CameraPath(
+        camera=scene.cameras.camera(row), camera_to_world=scene.cameras.camera_to_world[row][None], times=np.zeros(1)
+    )
+    return path.resized(*options.size) if options.size else path

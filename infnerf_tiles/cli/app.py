@@ -47,6 +47,7 @@ _COMMANDS = {
     "build": "training",
     "train": "training",
     "eval": "pictures",
+    "render": "pictures",
     "info": "upkeep",
     "verify": "upkeep",
     "gc": "upkeep",

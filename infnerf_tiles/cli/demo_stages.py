@@ -11,6 +11,7 @@ from infnerf_tiles.cli.upkeep import band_rows
 from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.data.photos import decode_masked_photo
 from infnerf_tiles.pipelines import build, evaluate, train
+from infnerf_tiles.pipelines.render import content_centre
 from infnerf_tiles.rendering.camera_paths import make_path
 from infnerf_tiles.rendering.renderer import Picture, Renderer
 from infnerf_tiles.rendering.scene import Scene
@@ -68,7 +69,8 @@ def draw(
 ) -> None:
     """Draw the film and the pictures into `folder`."""
     with Scene.open(scene) as opened, Renderer(opened, threads=threads) as renderer:
-        path = make_path("orbit", opened.cameras, frames=frames, fps=_FPS)
+        centre = content_centre(opened)
+        path = make_path("orbit", opened.cameras, centre, frames=frames, fps=_FPS)
         with FrameWriter(folder / FILM, fps=path.fps) as film:
             for done, pose in enumerate(path.camera_to_world, start=1):
                 film.write(to_uint8(renderer.render(path.camera, pose, affine=opened.mean_affine).rgb))
@@ -78,7 +80,7 @@ def draw(
         picture = renderer.render(camera, pose, affine=opened.mean_affine)
         _write_png(folder / COMPARISON, _photo(photos, opened.names[row]), *_shown(picture))
         # the end of the spiral is near the ground, where one picture holds many levels
-        near = make_path("spiral", opened.cameras, frames=2)
+        near = make_path("spiral", opened.cameras, centre, frames=2)
         picture = renderer.render(near.camera, near.camera_to_world[-1], affine=opened.mean_affine)
         heat = level_heat_map(picture.level, opened.octree.depth)
         _write_png(folder / LEVELS, to_uint8(picture.rgb), heat)

@@ -7,13 +7,16 @@ import click
 from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import command
-from infnerf_tiles.cli.options import bytes_of, scene_argument
-from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
+from infnerf_tiles.cli.changes import changed_settings
+from infnerf_tiles.cli.options import bytes_of, scene_argument, settings_options, size_of
+from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text, table
 
 if TYPE_CHECKING:
     from infnerf_tiles.pipelines.evaluate import EvalReport, LevelScore
+    from infnerf_tiles.pipelines.render import RenderReport
 
 _MAX_REGIONS = 20
+_DEFAULT_PATH = "orbit"
 
 _budget_option = click.option(
     "--memory-budget",
@@ -52,6 +55,7 @@ _threads_option = click.option(
 @_bias_option
 @_budget_option
 @_threads_option
+@settings_options
 def evaluate(
     terminal: Terminal,
     scene: str,
@@ -62,12 +66,14 @@ def evaluate(
     lod_bias: float,
     memory_budget: int | None,
     threads: int | None,
+    config: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Compare pictures of SCENE with photos: PSNR and SSIM per pyramid level and per region.
 
     PSNR is the mean over photos of each photo's PSNR, sRGB in [0, 1], unmasked pixels. "Plain" takes the mean colour
     transform of the training photos; "half" fits one to a photo's left half and scores its right half. Pyramid level p
-    is the photo reduced by 2^p.
+    is the photo reduced by 2^p. --config and --set change settings of the section rendering, for this call.
 
     \b
     Examples:
@@ -77,6 +83,7 @@ def evaluate(
     """
     from infnerf_tiles.pipelines import evaluate as pipeline
 
+    settings = changed_settings("eval", scene, "rendering", config, overrides)
     with terminal.progress() as bars:
         bar = bars.add_task("pictures", total=None)
         report = pipeline.evaluate(
@@ -88,6 +95,7 @@ def evaluate(
             lod_bias=lod_bias,
             memory_budget=memory_budget,
             threads=threads,
+            settings=settings,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
     terminal.result({"scene": scene, **report.to_json()}, *_eval_tables(report))
@@ -118,4 +126,121 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+@scene_argument
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="A name ending in .mp4 is a film, in .png one picture, anything else a folder of numbered PNGs.",
+)
+@click.option(
+    "--path",
+    metavar="KIND|FILE",
+    help="Camera path: orbit (the default), spiral, flythrough, interpolate (from photo to photo), dataset (the poses "
+    "of the photos), or a JSON file of this program or of nerfstudio.",
+)
+@click.option("--photo", metavar="NAME", help="Draw what the camera of this photo saw, instead of a path.")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Frames to draw; default: 1 for a .png, as many as photos for dataset, as a file says, else 120.",
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0.1, 1000.0),
+    metavar="N",
+    help="Frames per second of a film; default: as a path file says, else 30.",
+)
+@click.option("--size", metavar="WxH", callback=size_of, help="Size of the pictures in pixels; default: as the photos.")
+@click.option("--depth", is_flag=True, help="Also write the depth, as colours, beside OUT: OUT_depth.")
+@click.option("--alpha", is_flag=True, help="Also write the opacity, as grey, beside OUT: OUT_alpha.")
+@click.option("--levels", is_flag=True, help="Also write a heat map of the levels of detail beside OUT: OUT_levels.")
+@click.option(
+    "--appearance",
+    default="mean",
+    metavar="PHOTO|mean|none",
+    help="Colours as in a photo, as in the mean of all photos (the default), or without a colour transform.",
+)
+@_bias_option
+@_budget_option
+@_threads_option
+@settings_options
+def render(
+    terminal: Terminal,
+    scene: str,
+    output: Path,
+    path: str | None,
+    photo: str | None,
+    frames: int | None,
+    fps: float | None,
+    size: tuple[int, int] | None,
+    depth: bool,
+    alpha: bool,
+    levels: bool,
+    appearance: str,
+    lod_bias: float,
+    memory_budget: int | None,
+    threads: int | None,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Draw pictures or a film of SCENE, reading only the nodes that each picture needs.
+
+    The photos are not needed. --config and --set change settings of the section rendering, for this call.
+
+    \b
+    Examples:
+      infnerf-tiles render city.zarr -o city.mp4
+      infnerf-tiles render city.zarr -o frames --path spiral --frames 240 --size 1280x720 --depth --levels
+      infnerf-tiles render city.zarr -o view.png --photo photo_0008.jpg --memory-budget 200MB
+      infnerf-tiles render city.zarr -o draft.mp4 --path flythrough --lod-bias -2 --set rendering.step_size=2
+    """
+    from infnerf_tiles.pipelines import render as pipeline
+
+    if photo is not None and path is not None:
+        raise click.UsageError("--photo and --path: expected one of them, got both")
+    options = pipeline.RenderOptions(
+        output=output,
+        path=path or _DEFAULT_PATH,
+        photo=photo,
+        frames=frames,
+        size=size,
+        fps=fps,
+        depth=depth,
+        alpha=alpha,
+        levels=levels,
+        appearance=appearance,
+        lod_bias=lod_bias,
+        memory_budget=memory_budget,
+        threads=threads,
+        settings=changed_settings("render", scene, "rendering", config, overrides),
+    )
+    with terminal.progress() as bars:
+        bar = bars.add_task("frames", total=None)
+        report = pipeline.render(scene, options, lambda done, total: bars.update(bar, completed=done, total=total))
+    terminal.result({"scene": scene, **report.to_json()}, _render_table(report))
+    if report.damaged_nodes:
+        terminal.say(
+            f"{len(report.damaged_nodes)} damaged nodes were left out, coarser ones stand in: "
+            f"infnerf-tiles verify {scene} --repair"
+        )
+
+
+def _render_table(report: "RenderReport") -> RenderableType:
+    width, height = report.size
+    facts = {
+        "written": ", ".join(report.outputs),
+        "frames": f"{report.frames:,} of {width}x{height} pixels",
+        "seconds": f"{report.seconds:.1f}",
+        "samples": report.samples,
+        "nodes found in memory, read, dropped": f"{report.hits:,}, {report.misses:,}, {report.evictions:,}",
+        "read": size_text(report.bytes_read),
+    }
+    return facts_table("pictures", facts)
+
+
 eval_command = command("eval", "Score pictures of a scene against held-out photos.")(evaluate)
+render_command = command("render", "Draw pictures or a film of a scene.")(render)

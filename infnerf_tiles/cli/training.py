@@ -7,11 +7,11 @@ import click
 from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import command
+from infnerf_tiles.cli.changes import changed_settings
 from infnerf_tiles.cli.options import bounds_of, scene_argument, settings_options
 from infnerf_tiles.cli.progress import TrainingDisplay
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
-from infnerf_tiles.errors import SettingsError
-from infnerf_tiles.settings import Settings, load_settings
+from infnerf_tiles.settings import load_settings
 
 if TYPE_CHECKING:
     from infnerf_tiles.pipelines.build import BuildReport
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _MAX_ROWS = 20
 _RESUMES = "what is trained is kept, and the same command goes on from there"
-_CHANGEABLE = "training"
 
 
 @click.argument("data", type=click.Path(path_type=Path))
@@ -152,7 +151,7 @@ def train(
     """
     from infnerf_tiles.pipelines import train as pipeline
 
-    settings = training_settings(scene, config, overrides)
+    settings = changed_settings("train", scene, "training", config, overrides)
     with TrainingDisplay.of_scene(terminal, scene, settings) as display:
         summary = pipeline.train(
             scene,
@@ -171,29 +170,6 @@ def train(
         terminal.error(f"{len(summary.failed)} treelets failed; the same command tries them again")
         return 1
     return 0
-
-
-def training_settings(scene: str, config: str | None, overrides: tuple[str, ...]) -> Settings:
-    """The scene's settings with changes; SettingsError for a change of what build fixed, StoreError without a scene."""
-    from infnerf_tiles.store.scene_store import SceneStore
-    from infnerf_tiles.training.inputs import scene_settings
-
-    with SceneStore.open(scene) as store:
-        stored = scene_settings(store.header)
-    changed = load_settings(config, overrides, base=stored)
-    before, after = stored.model_dump(), changed.model_dump()
-    fixed = [
-        f"{section}.{key}: {after[section][key]!r} instead of {before[section][key]!r}"
-        for section in before
-        if section != _CHANGEABLE
-        for key in before[section]
-        if before[section][key] != after[section][key]
-    ]
-    if fixed:
-        raise SettingsError(
-            "\n  ".join([f"train: {len(fixed)} settings that were fixed when {scene} was built; build again", *fixed])
-        )
-    return changed
 
 
 def _reports(summary: "TrainSummary") -> list[dict[str, object]]:

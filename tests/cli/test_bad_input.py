@@ -33,6 +33,17 @@ def failed(result: Result, code: int, *words: str) -> None:
         (["train", "scene", "--workers", "2"], ["No such option", "--workers"]),
         (["train", "scene", "--threads", "0"], ["--threads", "0 is not in the range"]),
         (["train", "scene", "--threads", "many"], ["--threads", "'many'"]),
+        (["render", "scene"], ["Missing option '-o'"]),
+        (["render", "scene", "-o", "a.mp4", "--size", "big"], ["--size", "1280x720", "'big'"]),
+        (["render", "scene", "-o", "a.mp4", "--size", "0x5"], ["--size", "0x5"]),
+        (["render", "scene", "-o", "a.mp4", "--memory-budget", "lots"], ["--memory-budget", "2GiB", "'lots'"]),
+        (["render", "scene", "-o", "a.mp4", "--fps", "0"], ["--fps"]),
+        (["render", "scene", "-o", "a.mp4", "--lod-bias", "9"], ["--lod-bias"]),
+        (["render", "scene", "-o", "a.mp4", "--photo", "a.jpg", "--path", "orbit"], ["--photo", "--path"]),
+        (["render", "scene", "-o", "a.mp4", "--vram", "1GiB"], ["No such option", "--vram"]),
+        (["eval", "scene", "--limit", "0"], ["--limit"]),
+        (["eval", "scene", "--split", "all"], ["--split", "'test', 'train'"]),
+        (["demo", "--photos", "3"], ["--photos"]),
         (["build", "data", "scene", "--bounds", "1,2,3"], ["--bounds", "x,y,z,X,Y,Z", "1,2,3"]),
         (["build", "data", "scene", "--bounds", "0,0,0,1,1,-1"], ["--bounds", "z < Z"]),
         (["build", "data", "scene", "--bounds", "0,0,0,1,1,inf"], ["--bounds", "inf"]),
@@ -142,21 +153,26 @@ def test_more_nodes_than_allowed_is_4(cli: Cli, city: SyntheticDataset, tmp_path
     assert not (tmp_path / "scene").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "info", "verify", "gc"])
-def test_no_scene_there_is_5(cli: Cli, command: str, tmp_path: Path) -> None:
-    failed(cli(command, tmp_path / "nothing"), 5, str(tmp_path / "nothing"), "build")
+SCENE_COMMANDS = [["train"], ["eval"], ["render", "-o", "a.png"], ["info"], ["verify"], ["gc"]]
+
+
+@pytest.mark.parametrize("command", SCENE_COMMANDS)
+def test_no_scene_there_is_5(cli: Cli, command: list[str], tmp_path: Path) -> None:
+    failed(cli(*command, tmp_path / "nothing"), 5, str(tmp_path / "nothing"), "build")
     (tmp_path / "empty").mkdir()
-    failed(cli(command, tmp_path / "empty"), 5, str(tmp_path / "empty"))
+    failed(cli(*command, tmp_path / "empty"), 5, str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("command", ["train", "info", "verify", "gc"])
-def test_a_scene_of_another_format_version_is_5(cli: Cli, city: SyntheticDataset, command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", SCENE_COMMANDS)
+def test_a_scene_of_another_format_version_is_5(
+    cli: Cli, city: SyntheticDataset, command: list[str], tmp_path: Path
+) -> None:
     scene = tmp_path / "scene"
     assert cli("build", city.root, scene, *tiny()).exit_code == 0
     document = json.loads((scene / "zarr.json").read_text())
     document["attributes"]["format_version"] = 99
     (scene / "zarr.json").write_text(json.dumps(document))
-    failed(cli(command, scene), 5, "99", "version")
+    failed(cli(*command, scene), 5, "99", "version")
 
 
 def test_what_is_there_is_never_replaced_unasked(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
@@ -168,6 +184,14 @@ def test_what_is_there_is_never_replaced_unasked(cli: Cli, city: SyntheticDatase
     (other / "monday.txt").write_text("rain")
     failed(cli("build", city.root, other, "--overwrite", *tiny()), 5, "other files")
     assert (other / "monday.txt").read_text() == "rain"
+
+
+def test_an_untrained_scene_cannot_be_drawn(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    scene, output = tmp_path / "scene", tmp_path / "film.mp4"
+    assert cli("build", city.root, scene, *tiny()).exit_code == 0
+    failed(cli("render", scene, "-o", output), 5, "train")
+    failed(cli("eval", scene), 5, "train")
+    assert not output.exists()
 
 
 def test_train_refuses_changes_of_what_build_fixed(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:

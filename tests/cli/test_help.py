@@ -13,11 +13,18 @@ import infnerf_tiles
 from infnerf_tiles.cli import main
 from infnerf_tiles.settings import setting_paths
 
-EVERYWHERE = {"--help", "-h", "--json", "--log-file", "--quiet", "-q", "--verbose", "-v"}
+EVERYWHERE = {"-h", "--help", "--json", "--log-file", "--quiet", "-q", "--verbose", "-v"}
 SETTINGS = {"--config", "--set", "--list-settings"}
+DRAWING = {"--lod-bias", "--memory-budget", "--threads"}
 OPTIONS = {
+    "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
     "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite"} | SETTINGS,
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes", "--threads"} | SETTINGS,
+    "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
+    "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
+    | {"--depth", "--alpha", "--levels"}
+    | DRAWING
+    | SETTINGS,
     "info": {"SCENE", "--treelets"},
     "verify": {"SCENE", "--repair"},
     "gc": {"SCENE"},
@@ -36,7 +43,7 @@ def test_the_commands_and_options_are_those_listed() -> None:
     offered = {}
     for name, command in commands().items():
         names: set[str] = set()
-        for param in command.get_params(click.Context(command)):
+        for param in command.get_params(click.Context(command, **command.context_settings)):
             names |= {param.human_readable_name} if isinstance(param, click.Argument) else {*param.opts}
         offered[name] = names - EVERYWHERE
         assert names >= EVERYWHERE, name
@@ -49,13 +56,15 @@ def test_help_explains_every_option_and_gives_examples(name: str, cli: Callable[
     assert result.exit_code == 0
     assert result.stderr == ""
     command = commands()[name]
-    for param in command.get_params(click.Context(command)):
+    for param in command.get_params(click.Context(command, **command.context_settings)):
         if isinstance(param, click.Option):
             assert param.help, f"{name} {param.name} has no help"
             assert param.help.rstrip().endswith((".", ")")), f"{name} {param.name}: {param.help}"
             assert any(opt in result.stdout for opt in param.opts)
         else:
-            assert param.human_readable_name in (command.help or ""), f"{name}: {param.name} is not explained"
+            assert param.human_readable_name.strip("[]") in (command.help or ""), (
+                f"{name}: {param.name} is not explained"
+            )
     examples = [line for line in result.stdout.splitlines() if line.strip().startswith(f"infnerf-tiles {name}")]
     assert examples
     assert command.short_help
