@@ -1,1 +1,1 @@
-"""synthetic."""
+"""A synthetic city with known truth: geometry, photos, and the COLMAP data set that a survey of it would give."""

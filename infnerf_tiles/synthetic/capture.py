@@ -14,7 +14,7 @@ from infnerf_tiles.arrays import Bool, Float32, Float64, UInt8, check_shape
 from infnerf_tiles.data.colmap import write_colmap
 from infnerf_tiles.data.records import Points
 from infnerf_tiles.data.splits import SPLIT_FILE, every_kth
-from infnerf_tiles.errors import SettingsError
+from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras, unproject
 from infnerf_tiles.synthetic.flight import footprint_boxes, plan_flight
 from infnerf_tiles.synthetic.layout import BLOCK_EDGE
@@ -24,6 +24,7 @@ from infnerf_tiles.synthetic.tracks import make_tracks
 logger = logging.getLogger(__name__)
 
 TEST_EVERY = 8
+MARKER_FILE = "city.json"
 _JPEG_QUALITY = 95
 _POINTS_PER_PHOTO = 133
 _MAX_POINTS = 250_000  # by default: every point of a large survey is in some 50 photos
@@ -97,18 +98,21 @@ def write_city_dataset(
     height: float | None = None,
     poses_only: bool = False,
 ) -> SyntheticDataset:
-    """Flies over `blocks` city blocks (60 m each) and writes sparse/0 (binary COLMAP), images/ and split.json.
+    """Flies over `blocks` city blocks (60 m each) and writes sparse/0 (binary COLMAP), images/, split.json.
 
     The city goes on beyond the flown blocks as far as any photo sees. size: (width, height) in pixels. exposure:
     relative range of a random brightness gain per photo, a third of it per colour channel on top. num_points: default
     133 per photo, at most 250,000. height: of the main pass, metres (default: from the overlap). poses_only: writes
-    no photos. Every eighth photo is a test photo. The same arguments write the same data set; files of an earlier one
-    are overwritten. SettingsError for arguments that make no survey.
+    no photos. Every eighth photo is a test photo. The same arguments write the same data set; an earlier city in the
+    folder is overwritten. SettingsError for arguments that make no survey, DatasetError if the folder holds something
+    else.
     """
     if not 0.0 <= exposure < 0.5:
         raise SettingsError(f"exposure: expected 0 <= exposure < 0.5, got {exposure}")
     if num_points is not None and num_points < 0:
         raise SettingsError(f"num_points: expected at least 0, got {num_points}")
+    if seed < 0:
+        raise SettingsError(f"seed: expected an integer >= 0, got {seed}")
     area = block_bounds(blocks)
     cameras = plan_flight(area, num_photos=num_photos, size=size, seed=seed, height=height)
     seen = footprint_boxes(cameras)
@@ -119,6 +123,8 @@ def write_city_dataset(
     names = tuple(f"photo_{i:0{max(len(str(num_photos - 1)), 4)}d}.jpg" for i in range(num_photos))
     gains = _gains(num_photos, exposure, seed)
 
+    arguments = {"blocks": blocks, "num_photos": num_photos, "size": size, "seed": seed, "supersample": supersample}
+    _claim(folder, arguments)
     sparse = folder / "sparse" / "0"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     # The model comes last: a folder whose writing was interrupted is no data set instead of a mixed one.
@@ -149,6 +155,16 @@ def write_city_dataset(
         true_xyz=tracks.true_xyz,
         gains=gains,
     )
+
+
+def _claim(folder: Path, arguments: dict[str, object]) -> None:
+    """Marks the folder as a synthetic city's. DatasetError if it holds anything else: photos there may be someone's."""
+    if folder.exists() and not (folder / MARKER_FILE).is_file() and any(folder.iterdir()):
+        raise DatasetError(
+            f"{folder}: expected an empty folder or an earlier synthetic city, got other files; choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER_FILE).write_text(json.dumps({"synthetic_city": arguments}) + "\n", encoding="utf-8")
 
 
 def _subpixel_directions(camera: Camera, supersample: int, top: int, bottom: int) -> Float64:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float64, UInt8
+from infnerf_tiles.arrays import Float64, Int64, UInt8
 
 BLOCK_EDGE = 60.0
 ROAD = 4.5  # half width of a street, metres from the block border
@@ -40,7 +40,7 @@ class Block:
     boxes: Float64
     shape: UInt8
     material: UInt8
-    style: np.typing.NDArray[np.int64]
+    style: Int64
 
 
 class BlockRandom:

@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 import numpy as np
 from numba import njit
 
+from infnerf_tiles.arrays import Float32, Float64
 from infnerf_tiles.synthetic.layout import (
     BLOCK_EDGE,
     CABIN,
@@ -44,7 +45,7 @@ _SUN = np.array([-0.50, -0.42, 0.76])
 SUN_X, SUN_Y, SUN_Z = (float(v) for v in _SUN / np.linalg.norm(_SUN))
 
 
-def _linear(*display: tuple[float, float, float]) -> np.typing.NDArray[np.float64]:
+def _linear(*display: tuple[float, float, float]) -> Float64:
     return np.square(np.array(display, dtype=np.float64))
 
 
@@ -76,7 +77,7 @@ _FIELDS = _linear((0.46, 0.51, 0.32), (0.58, 0.56, 0.40), (0.41, 0.49, 0.31), (0
 _LATTICE_EDGE = 128
 
 
-def _lattice() -> np.typing.NDArray[np.float32]:
+def _lattice() -> Float32:
     """Random values in [-1, 1) for `_noise`; a table is several times faster than hashing four corners."""
     rng = BlockRandom(0, 0, 0)
     values = [rng.uniform(-1.0, 1.0) for _ in range(_LATTICE_EDGE * _LATTICE_EDGE)]
@@ -132,7 +133,7 @@ def _scale(a: tuple[float, float, float], s: float) -> tuple[float, float, float
 
 
 @kernel
-def _pick(palette: np.typing.NDArray[np.float64], index: int) -> tuple[float, float, float]:
+def _pick(palette: Float64, index: int) -> tuple[float, float, float]:
     row = index % palette.shape[0]
     return palette[row, 0], palette[row, 1], palette[row, 2]
 
@@ -197,9 +198,7 @@ def _road(border: float, other: float, along: float, broad: float, fine: float) 
 
 
 @kernel
-def wall(
-    x: float, y: float, z: float, nx: float, box: np.typing.NDArray[np.float64], style: int
-) -> tuple[float, float, float]:
+def wall(x: float, y: float, z: float, nx: float, box: Float64, style: int) -> tuple[float, float, float]:
     """Linear albedo of a facade: storeys of windows in one of three styles, a shop floor at the street."""
     colour = _pick(_WALLS, style)
     if abs(nx) > 0.5:
@@ -241,7 +240,7 @@ def wall(
 
 
 @kernel
-def flat_roof(x: float, y: float, box: np.typing.NDArray[np.float64], style: int) -> tuple[float, float, float]:
+def flat_roof(x: float, y: float, box: Float64, style: int) -> tuple[float, float, float]:
     """Linear albedo of a flat roof: stained felt or gravel inside a pale parapet, sometimes skylights."""
     stain = _noise(x * 0.16, y * 0.16, style)
     colour = _scale(_pick(_FLAT_ROOFS, style >> 4), 1.0 + 0.17 * stain + 0.05 * _noise(x * 0.8, y * 0.8, style + 1))
@@ -255,7 +254,7 @@ def flat_roof(x: float, y: float, box: np.typing.NDArray[np.float64], style: int
 
 @kernel
 def solid(
-    x: float, y: float, z: float, nx: float, nz: float, box: np.typing.NDArray[np.float64], material: int, style: int
+    x: float, y: float, z: float, nx: float, nz: float, box: Float64, material: int, style: int
 ) -> tuple[float, float, float]:
     """Linear albedo of everything that is neither ground nor a building's walls or flat roof."""
     if material == FOLIAGE:

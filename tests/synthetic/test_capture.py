@@ -64,6 +64,13 @@ def test_stored_photos_are_the_city_times_the_photo_gain(dataset: SyntheticDatas
     assert dataset.gains.std() > 0.005
 
 
+def test_large_photos_are_drawn_in_strips(dataset: SyntheticDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    camera, pose = dataset.cameras.camera(4), dataset.cameras.camera_to_world[4]
+    whole = CityPhotographer(dataset.city, 2).photo(camera, pose)
+    monkeypatch.setattr(capture, "_STRIP_RAYS", 96 * 4 * 7)  # 7 rows, which do not divide the height
+    np.testing.assert_array_equal(CityPhotographer(dataset.city, 2).photo(camera, pose), whole)
+
+
 def test_tracks_are_exactly_the_photos_that_see_the_point(dataset: SyntheticDataset) -> None:
     points, cameras = dataset.points, dataset.cameras
     assert points.num_points == 600
@@ -111,7 +118,7 @@ def test_depth_is_the_distance_to_what_the_photo_shows(dataset: SyntheticDataset
 def test_the_same_arguments_write_the_same_files(dataset: SyntheticDataset, tmp_path: Path) -> None:
     write(tmp_path)
     files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
-    assert len(files) == 20 + 3 + 1
+    assert len(files) == 20 + 3 + 2
     for name in files:
         assert (tmp_path / name).read_bytes() == (dataset.root / name).read_bytes(), name
 
@@ -138,6 +145,14 @@ def test_an_interrupted_write_leaves_no_data_set(tmp_path: Path, monkeypatch: py
         read_dataset(tmp_path)
 
 
+def test_somebody_elses_photos_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sparse" / "0").mkdir(parents=True)
+    (tmp_path / "sparse" / "0" / "images.bin").write_bytes(b"precious")
+    with pytest.raises(DatasetError, match="choose another folder"):
+        write(tmp_path, num_photos=4, poses_only=True)
+    assert (tmp_path / "sparse" / "0" / "images.bin").read_bytes() == b"precious"
+
+
 def test_exposure_zero_gives_equal_gains(tmp_path: Path) -> None:
     dataset = write(tmp_path, num_photos=4, poses_only=True, exposure=0.0)
     np.testing.assert_array_equal(dataset.gains, np.ones((4, 3), dtype=np.float32))
@@ -148,6 +163,8 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         write_city_dataset(tmp_path, exposure=0.7)
     with pytest.raises(SettingsError, match="num_points"):
         write_city_dataset(tmp_path, num_points=-1)
+    with pytest.raises(SettingsError, match="seed"):
+        write_city_dataset(tmp_path, seed=-1)
     with pytest.raises(SettingsError, match="at least 1 photo"):
         write_city_dataset(tmp_path, num_photos=0)
     with pytest.raises(SettingsError, match="blocks"):
