@@ -14,6 +14,7 @@ from infnerf_tiles.store.index import TreeletState
 from infnerf_tiles.store.scene_store import SceneStore
 
 _SEED = "seed"
+_HEARTBEAT = 30.0  # seconds between lines where there are no bars, so that a log shows that it goes on
 _ETA_FROM = 0.02  # share of the work before which a guess of the time left is worth nothing
 
 
@@ -31,7 +32,7 @@ class TrainingDisplay:
         self._name: str | None = None
         self._share = 0.0
         self._psnr = 0.0
-        self._since = self._start = time.monotonic()
+        self._since = self._start = self._last_line = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
@@ -87,16 +88,23 @@ class TrainingDisplay:
         seconds = time.monotonic() - self._since
         what = "seed stage" if self._name == _SEED else f"treelet {self._name}"
         self._terminal.say(f"{what}: {decibel(self._psnr)} dB on its training pixels, {seconds:.1f} s")
+        self._last_line = time.monotonic()
         self._name = None
 
     def _draw(self) -> None:
-        if self._bars.disable or self._name is None:
+        if self._name is None:
+            return
+        total = sum(self._weights.values())
+        overall = (self._done + self._share * self._weights[self._name]) / total
+        if self._bars.disable:
+            if time.monotonic() - self._last_line >= _HEARTBEAT:
+                self._last_line = time.monotonic()
+                what = f"{self._name} {self._share:.0%}, {decibel(self._psnr)} dB"
+                self._terminal.say(f"{overall:.0%} of the scene, {what}, {self._time_left(overall)}")
             return
         if self._scene_bar is None:
             self._scene_bar = self._bars.add_task("scene", total=1.0, note="")
             self._treelet_bar = self._bars.add_task("", total=1.0, note="")
-        total = sum(self._weights.values())
-        overall = (self._done + self._share * self._weights[self._name]) / total
         self._bars.update(self._scene_bar, completed=overall, note=self._time_left(overall))
         if self._treelet_bar is not None:
             note = f"{decibel(self._psnr)} dB"
