@@ -12,8 +12,10 @@ from infnerf_tiles.kernels.arena import Arena, Samples
 FieldFn = Callable[[Samples, Tensor], tuple[Tensor, Tensor]]
 """(samples, direction basis [Q, 16]) -> density [M], colour [M, 3]. Compositing takes any such function."""
 
-DECODER_BLOCK = 16384
-"""Rows the decoder runs on at once. Fixed and padded, since matrix products change in the last bit with their size."""
+DECODER_BLOCK = 2048
+"""Rows the decoder runs on at once. Fixed and padded, since matrix products change in the last bit with their size.
+Small, so that what the layers hand on stays in the cache of a core; a GPU takes more at once."""
+_GPU_BLOCK = 1 << 16
 
 
 def evaluate_nodes(
@@ -29,20 +31,21 @@ def evaluate_nodes(
     for_device(arena.device).encode_into(position, slot, beta, arena, features)
     sigma, colour = torch.empty(num, device=device), torch.empty((num, 3), device=device)
     with torch.no_grad():
-        for first in range(0, num, DECODER_BLOCK):
-            last = min(first + DECODER_BLOCK, num)
+        rows = DECODER_BLOCK if device.type == "cpu" else _GPU_BLOCK
+        for first in range(0, num, rows):
+            last = min(first + rows, num)
             block, directions = features[first:last], basis[first:last]
-            if last - first < DECODER_BLOCK:
-                block, directions = _padded(block), _padded(directions)
+            if last - first < rows:
+                block, directions = _padded(block, rows), _padded(directions, rows)
             s, c = decoder(block, directions)
             sigma[first:last] = s[: last - first]
             colour[first:last] = c[: last - first]
     return sigma, colour
 
 
-def _padded(rows: Tensor) -> Tensor:
-    full = rows.new_zeros((DECODER_BLOCK, rows.shape[1]))
-    full[: rows.shape[0]] = rows
+def _padded(values: Tensor, rows: int) -> Tensor:
+    full = values.new_zeros((rows, values.shape[1]))
+    full[: values.shape[0]] = values
     return full
 
 

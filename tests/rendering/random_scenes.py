@@ -44,6 +44,35 @@ def near_keys(depth: int, point: tuple[float, float, float], reach: float = 1.0)
     return keys[near.all(axis=1)]
 
 
+def header(settings: Mapping[str, Any] | None = None, bands: tuple[int, ...] = BANDS) -> SceneHeader:
+    """The header of all scenes here; settings: changes by section."""
+    values: dict[str, Any] = {
+        "octree": {"cells": SHAPE.cells},
+        "field": {"features": SHAPE.features, "table_log2": 9, "hidden": 16, "geometry_features": 7},
+    }
+    for section, changes in (settings or {}).items():
+        values.setdefault(section, {}).update(changes)
+    return SceneHeader(
+        root=ROOT,
+        cells=SHAPE.cells,
+        table_size=SHAPE.table_size,
+        features=SHAPE.features,
+        base_cells=SHAPE.base_cells,
+        occupancy_cells=SHAPE.occupancy_cells,
+        band_levels=bands,
+        max_level=MAX_LEVEL,
+        gsd_ref=GSD_ROOT / 4,
+        settings=values,
+    )
+
+
+def planned_scene(place: Path | Any) -> SceneStore:
+    """A scene as it is between build and train."""
+    store = SceneStore.create(place, header())
+    store.commit(SceneIndex.planned(cut(Octree.from_keys(near_keys(2, (0.1, 0.1, 0.1))), BANDS)))
+    return store
+
+
 def make_scene(
     place: Path | Any,
     *,
@@ -65,25 +94,7 @@ def make_scene(
     planned: keys of nodes that are in the index but not trained. nested: a child has its parent's occupied cells.
     """
     rng = np.random.default_rng(seed)
-    values: dict[str, Any] = {
-        "octree": {"cells": SHAPE.cells},
-        "field": {"features": SHAPE.features, "table_log2": 9, "hidden": 16, "geometry_features": 7},
-    }
-    for section, changes in (settings or {}).items():
-        values.setdefault(section, {}).update(changes)
-    header = SceneHeader(
-        root=ROOT,
-        cells=SHAPE.cells,
-        table_size=SHAPE.table_size,
-        features=SHAPE.features,
-        base_cells=SHAPE.base_cells,
-        occupancy_cells=SHAPE.occupancy_cells,
-        band_levels=bands,
-        max_level=MAX_LEVEL,
-        gsd_ref=GSD_ROOT / 4,
-        settings=values,
-    )
-    store = SceneStore.create(place, header)
+    store = SceneStore.create(place, header(settings, bands))
     octree = Octree.from_keys(near_keys(3, (0.1, 0.1, 0.1), 1.0) if keys is None else keys)
     index = SceneIndex.planned(cut(octree, bands))
     untrained = np.zeros(index.num_nodes, np.bool_) if planned is None else np.isin(index.keys, planned)
