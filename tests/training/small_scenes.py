@@ -145,6 +145,7 @@ def state_arrays(trainer: Trainer) -> dict[str, AnyArray]:
 # --- without a store: one camera ring around a coloured ball ------------------------------------------------------
 
 SHAPE = FieldShape(cells=16, table_size=1 << 9, features=4)
+TOP = NodeId(0, 0, 0, 0)
 ROOT = RootCube((-8.0, -8.0, -8.0), 16.0)
 CAMERA = Camera("PINHOLE", 32, 32, (40.0, 40.0, 16.0, 16.0))
 
@@ -173,11 +174,10 @@ def ball_photo(cameras: PosedCameras, photo: int) -> UInt8:
     return np.asarray((rgb * 255).round(), np.uint8).reshape(CAMERA.height, CAMERA.width, 3)
 
 
-def frame(max_own_level: int = 2, *, can_go_below: bool = False, max_level: int = 3) -> Frame:
+def frame(max_own_level: int = 2, *, can_go_below: bool = False, lod_bias: float = 0.0) -> Frame:
     """The constants of a scene around the ball."""
     gsd_root = float(gsd(ROOT.edge, SHAPE.cells, 0))
-    march = MarchSettings(near=0.5, step=1.0, gsd_root=gsd_root, lod_bias=0.0)
-    del max_level
+    march = MarchSettings(near=0.5, step=1.0, gsd_root=gsd_root, lod_bias=lod_bias)
     return Frame(root=ROOT, march=march, max_own_level=max_own_level, can_go_below=can_go_below)
 
 
@@ -199,7 +199,7 @@ def new_shared(num_photos: int, *, trainable: bool = True, seed: int = 0) -> Sha
 def ball_trainer(
     keys: Int64,
     *,
-    top: NodeId = NodeId(0, 0, 0, 0),
+    top: NodeId = TOP,
     frozen: ResidentNodes | None = None,
     shared: Shared | None = None,
     settings: Settings | None = None,
@@ -226,6 +226,7 @@ def ball_trainer(
         seed=(7, top.key, 1),
         grows=grows,
         min_points=4,
+        warm=True,
     )
 
 
