@@ -24,7 +24,9 @@ from infnerf_tiles.geometry.node_id import RootCube, child_keys, decode_keys
 from infnerf_tiles.geometry.octree import Octree, band_root_levels, cut, grow_from_points
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.documents import DOCUMENT
 from infnerf_tiles.store.index import SceneIndex
+from infnerf_tiles.store.root import KNOWN_NAMES
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.schema import SceneHeader
 from infnerf_tiles.training.inputs import Inputs, absolute, stored_settings
@@ -158,7 +160,9 @@ def _make_room(scene: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise StoreError(f"scene {scene}: there is something already; train it, or build elsewhere or with --overwrite")
-    if not (path / "zarr.json").is_file():
+    # a Zarr store of another kind has the document too, and a scene may lie among other files
+    foreign = {entry.name for entry in path.iterdir()} - KNOWN_NAMES - {DOCUMENT} if path.is_dir() else {path.name}
+    if foreign or not (path / DOCUMENT).is_file():
         raise StoreError(f"scene {scene}: expected a scene to overwrite, got other files; they are left alone")
     import shutil
 
@@ -181,7 +185,7 @@ def _root_cube(
 ) -> RootCube:
     if bounds is not None:
         lo, hi = np.array(bounds[:3], np.float64), np.array(bounds[3:], np.float64)
-        if not (np.isfinite(bounds).all() and (hi > lo).all()):
+        if len(bounds) != 6 or not (np.isfinite(bounds).all() and (hi > lo).all()):
             raise SettingsError(f"--bounds: expected x,y,z,X,Y,Z with x < X, y < Y, z < Z, got {bounds}")
         edge = float((hi - lo).max())
         origin = (lo + hi - edge) / 2
