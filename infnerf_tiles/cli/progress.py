@@ -7,8 +7,9 @@ from typing import Self
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from infnerf_tiles.arrays import Bool, Int64
 from infnerf_tiles.cli.terminal import Terminal, decibel
-from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.index import TreeletState
 from infnerf_tiles.store.scene_store import SceneStore
@@ -47,12 +48,15 @@ class TrainingDisplay:
         self._treelet_bar: TaskID | None = None
 
     @classmethod
-    def of_scene(cls, terminal: Terminal, scene: str, settings: Settings) -> Self:
-        """The display for what is left to train in a scene; a treelet counts by its nodes."""
+    def of_scene(cls, terminal: Terminal, scene: str, settings: Settings, redo: str | None = None) -> Self:
+        """The display for what is left to train in a scene; a treelet counts by its nodes.
+
+        redo: root of a treelet that is to be trained again, with all below it. SettingsError if that is no node.
+        """
         with SceneStore.open(scene) as store:
             index, has_seed = store.read_index(), store.has_small("decoder")
         nodes = np.bincount(index.treelets, minlength=index.num_treelets)
-        todo = np.flatnonzero(index.treelet_states != TreeletState.TRAINED)
+        todo = np.flatnonzero((index.treelet_states != TreeletState.TRAINED) | _at_or_below(index.root_keys, redo))
         weights = {str(NodeId.from_key(int(index.root_keys[row]))): float(nodes[row]) for row in todo.tolist()}
         share = settings.training.seed_share
         if not has_seed and share > 0:
@@ -64,6 +68,8 @@ class TrainingDisplay:
         if name != self._name:
             self._finish()
             self._name, self._since = name, time.monotonic()
+            if self._treelet_bar is not None:
+                self._bars.reset(self._treelet_bar)  # its clock
             if name not in self._weights:
                 known = self._weights.values()
                 self._weights[name] = sum(known) / len(known) if known else 1.0
@@ -117,3 +123,13 @@ class TrainingDisplay:
         minutes, seconds = divmod(int(left), 60)
         hours, minutes = divmod(minutes, 60)
         return f"time left: {hours}:{minutes:02}:{seconds:02}" if hours else f"time left: {minutes}:{seconds:02}"
+
+
+def _at_or_below(keys: Int64, redo: str | None) -> Bool:
+    """bool[n]: whether the nodes int64[n] lie in the cube of a node given as text (None: none does)."""
+    inside: Bool = np.zeros(len(keys), np.bool_)
+    if redo is not None:
+        top = NodeId.parse(redo)
+        deep = key_levels(keys) >= top.level
+        inside[deep] = ancestor_keys(keys[deep], top.level) == top.key
+    return inside

@@ -152,7 +152,7 @@ def train(
     from infnerf_tiles.pipelines import train as pipeline
 
     settings = changed_settings("train", scene, "training", config, overrides)
-    with TrainingDisplay.of_scene(terminal, scene, settings) as display:
+    with TrainingDisplay.of_scene(terminal, scene, settings, redo) as display:
         summary = pipeline.train(
             scene,
             data=None if data is None else str(data),
