@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 from tiny_city import tiny
 
+from infnerf_tiles.settings import load_settings
 from infnerf_tiles.synthetic.capture import SyntheticDataset
 
 Cli = Callable[..., Result]
@@ -220,3 +221,24 @@ def test_a_damaged_root_document_is_5_until_it_is_repaired(cli: Cli, city: Synth
         failed(cli(command, scene), 5, str(scene))
     assert cli("verify", scene, "--repair").exit_code == 0
     assert cli("info", scene).exit_code == 0
+
+
+def test_the_demo_keeps_out_of_folders_that_are_not_its_own(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    (folder / "beach.jpg").write_bytes(b"sand")
+    failed(cli("demo", folder), 2, str(folder), "another folder")
+    (folder / "demo.json").write_text('{"form": "a demo of somebody else"}')
+    failed(cli("demo", folder), 2, "demo.json", "another folder")
+    failed(cli("demo", folder / "beach.jpg"), 2, "beach.jpg")
+    assert sorted(path.name for path in folder.iterdir()) == ["beach.jpg", "demo.json"]
+
+
+def test_the_demo_does_not_mix_two_demos(cli: Cli, tmp_path: Path) -> None:
+    settings = load_settings("demo").model_dump(mode="json")
+    parameters = {"photos": 48, "size": [320, 240], "blocks": [3, 3], "settings": settings}
+    record = {"form": "infnerf-tiles demo", "parameters": parameters, "seconds": {}, "done": []}
+    (tmp_path / "demo.json").write_text(json.dumps(record))
+    failed(cli("demo", tmp_path, "--photos", "12"), 2, str(tmp_path), "other options")
+    failed(cli("demo", tmp_path, "--set", "training.passes=9"), 2, "other options")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
