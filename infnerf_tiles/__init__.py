@@ -2,7 +2,7 @@
 
 import os
 
-# torch and numba bring an OpenMP pool each. By default a pool's idle threads spin and take the cores from the other one:
+# torch and numba bring an OpenMP pool each. By default idle threads spin and take the cores from the other pool:
 # a training step with two threads on two busy cores took five times as long. The libraries read this when they load.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

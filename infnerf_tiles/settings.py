@@ -84,7 +84,7 @@ class FieldSettings(_Section):
     """Width of the decoder's hidden layers, in neurons."""
     geometry_features: int = Field(default=15, ge=1, le=128)
     """Channels that the density half of the decoder hands to the colour half."""
-    density_bias: float = Field(default=5.0, ge=0.0, le=15.0)
+    density_bias: float = Field(default=3.5, ge=0.0, le=15.0)
     """Subtracted from the log density (in units of 1 / GSD), so that a fresh scene is nearly transparent."""
     background: Literal["sh", "white", "black", "constant", "random"] = "sh"
     """What a ray that hits nothing shows: spherical harmonics of its direction, or a fixed, learnt or random colour."""
@@ -117,7 +117,7 @@ class TrainingSettings(_Section):
     """Distance between samples C, in footprints."""
     occupancy_every: int = Field(default=128, ge=1)
     """Optimiser steps between refreshes of the occupancy."""
-    occupancy_threshold: float = Field(default=0.01, gt=0.0, lt=1.0)
+    occupancy_threshold: float = Field(default=0.02, gt=0.0, lt=1.0)
     """Optical depth per step below which a cell counts as empty."""
     lambda_rgb: float = Field(default=1.0, ge=0.0)
     """Weight of the colour loss."""

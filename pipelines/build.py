@@ -121,7 +121,7 @@ def build(
         occupancy_cells=shape.occupancy_cells,
         band_levels=bands,
         max_level=max_level,
-        gsd_ref=gsd_root,
+        gsd_ref=gsd_root / 2.0 ** max(0, max_level - 2),
         settings=stored_settings(
             settings, Inputs(dataset=absolute(data) or "", images=absolute(images))
         ),

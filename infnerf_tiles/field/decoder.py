@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from infnerf_tiles.arrays import Float32
 
+DENSITY_GAIN = 4.0
+"""How much the linear channel f_0 counts in the exponent. Density spans many powers of e between air and walls; with a gain
+of one, features that move by the learning rate a step need hundreds of steps to get from one to the other."""
 DIRECTION_BASIS = 16
 """Spherical harmonics of 4 bands."""
 
@@ -70,7 +73,7 @@ class Decoder(nn.Module):
     def density(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Density float32 [M] (1 / world unit) and geometry features [M, G] of features float32 [M, F]."""
         h = self.density_out(torch.relu(self.density_in(features)))
-        exponent = h[:, 0].float() + features[:, 0].float() - self.shape.density_bias
+        exponent = h[:, 0].float() + DENSITY_GAIN * features[:, 0].float() - self.shape.density_bias
         sigma = torch.exp(exponent.clamp(max=self.shape.max_exponent)) / self.shape.gsd_ref
         return sigma, h[:, 1:]
 

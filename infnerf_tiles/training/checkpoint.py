@@ -13,8 +13,12 @@ _COUNTERS = ("step", "rays_done", "samples_done", "samples_per_ray", "growths", 
 
 
 def save(trainer: Trainer) -> tuple[dict[str, AnyArray], dict[str, Any]]:
-    """Arrays and JSON facts of a trainer between two steps (gradients are zero there and not kept)."""
+    """Arrays and JSON facts of a trainer between two steps (gradients are zero there and not kept).
+
+    NonFiniteError rather than a state that cannot go on: the one kept before is the last good one.
+    """
     state, moments, own = trainer.state, trainer.moments, trainer.state.num_own
+    state.check_finite(trainer.step)
     dense = state.shape.training_dense_rows
     arrays: dict[str, AnyArray] = {
         "keys": state.keys[:own],

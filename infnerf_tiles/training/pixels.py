@@ -83,6 +83,13 @@ class PixelSet:
         self.valid = valid
         """bool [n, 16, 16]: inside the photo and not masked."""
         self.num_pixels = int(valid.sum())
+        self.num_levels = int(patches.pyramid.max(initial=0)) + 1
+        # patches sorted by pyramid level, so that "this level and coarser" is a tail
+        self._by_level = np.argsort(patches.pyramid, kind="stable").astype(np.int32)
+        counts = np.bincount(patches.pyramid, minlength=self.num_levels)
+        self._level_start = np.concatenate([[0], np.cumsum(counts)])
+        pixels = np.bincount(patches.pyramid, valid.sum(axis=(1, 2)), self.num_levels)
+        self._pixels_from = np.cumsum(pixels[::-1])[::-1]
 
     @classmethod
     def gather(cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]]]) -> "PixelSet":
@@ -109,14 +116,17 @@ class PixelSet:
         keep: Bool = np.asarray(valid.any(axis=(1, 2)))
         return cls(patches.select(keep), rgb[keep], valid[keep])
 
-    def draw(self, rng: np.random.Generator, count: int) -> PixelBatch:
-        """Draw `count` pixels uniformly over the valid pixels of all patches."""
+    def draw(self, rng: np.random.Generator, count: int, finest: int = 0) -> PixelBatch:
+        """Draw `count` pixels uniformly over the valid pixels of the patches at pyramid level `finest` and coarser."""
+        first = int(self._level_start[min(finest, self.num_levels - 1)])
+        pool = self._by_level[first:]
         parts: list[tuple[Int32, Int32]] = []
         have = 0
-        share = self.num_pixels / max(1, self.valid.size)
+        pixels = self._pixels_from[min(finest, self.num_levels - 1)]
+        share = float(pixels) / max(1, len(pool) * PATCH * PATCH)
         while have < count:
             ask = int((count - have) / share * 1.1) + 16
-            patch = rng.integers(0, self.patches.count, ask, dtype=np.int32)
+            patch = pool[rng.integers(0, len(pool), ask)]
             pixel = rng.integers(0, PATCH * PATCH, ask, dtype=np.int32)
             good = self.valid.reshape(-1, PATCH * PATCH)[patch, pixel]
             parts.append((patch[good], pixel[good]))

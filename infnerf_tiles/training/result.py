@@ -37,8 +37,11 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
 
     Args:
         needed: keys that may not be pruned (their descendants exist in the octree), int64.
+
+    NonFiniteError if the last step left what cannot be drawn.
     """
     state, evidence = trainer.state, trainer.evidence
+    state.check_finite(trainer.step)
     rng = np.random.default_rng((*trainer.seed, 1 << 40))
     candidates = np.flatnonzero(state.ema[: state.num_own] > 0.25 * threshold)
     depth = np.zeros(len(candidates), np.float32)

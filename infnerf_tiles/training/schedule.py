@@ -11,12 +11,22 @@ def learning_rate(progress: float, first: float, last: float, *, warmup: float =
     return float(rate * min(1.0, 0.1 + 0.9 * p / warmup)) if warmup > 0 else float(rate)
 
 
-PRIOR_STEPS = 192
+COARSE_FIRST = (0.03, 0.08, 0.15, 0.25)
+"""Progress up to which a cold training pretends that pixels are 16, 8, 4 and 2 times as wide. Such rays take that many
+times fewer samples and clear the air with coarse features, before the finer ones would have to do it cell by cell."""
+
+
+def coarsening(progress: float) -> int:
+    """How many octaves wider than a photo's own pixels the footprints of a cold training are at this progress."""
+    return sum(progress < until for until in COARSE_FIRST)
+
+
+PRIOR_STEPS = 96
 """Steps during which the occupancy stays as it started: a fresh field is thin everywhere and would empty all cells."""
 
 
 def refresh_due(step: int, every: int) -> bool:
-    """Whether occupancy is refreshed after this step: half as far apart up to step 1024, not at all at the start."""
+    """Whether occupancy is refreshed after this step: a quarter as far apart up to step 1024, not at all at the start."""
     if step < PRIOR_STEPS:
         return False
-    return step % (every if step >= 1024 else max(1, every // 2)) == 0
+    return step % (every if step >= 1024 else max(1, every // 4)) == 0

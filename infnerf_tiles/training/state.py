@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from infnerf_tiles.arrays import Bool, Float16, Float32, Int32, Int64, UInt8
+from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId, RootCube, child_keys, decode_keys
@@ -138,6 +139,16 @@ class TrainingState:
     def occupied(self) -> Bool:
         """Cells of the own nodes, bool [num_own, O, O, O] (z, y, x)."""
         return unpack_cells(self.occupancy[: self.num_own].numpy(), self.shape.occupancy_cells)
+
+    def check_finite(self, step: int) -> None:
+        """NonFiniteError if a feature is NaN or infinite, which a finite loss can still hide."""
+        rows = self.shape.training_dense_rows
+        for name, values in (("table", self.tables[: self.num_own]), ("base", self.dense[:rows])):
+            if not bool(torch.isfinite(values).all()):
+                raise NonFiniteError(
+                    f"treelet {self.top}: a {name} is not finite after step {step}; the last good state is kept. "
+                    "Lower training.lr"
+                )
 
     def local_position(self, slots: Tensor, inside: Tensor) -> Tensor:
         """Positions [M, 3] in the treelet's root cube of points `inside` [M, 3] in [0, 1) of own nodes."""

@@ -132,7 +132,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
             root=header.root, march=context.march(s.training.step_size), max_own_level=header.max_level,
             can_go_below=False,
         )  # fmt: skip
-        trainer = _trainer(context, frame, state, shared, pixels, rays, grows=True)
+        trainer = _trainer(context, frame, state, shared, pixels, rays, warm=False)
         _run(context, trainer, "seed", progress)
         trained = finish(trainer, s.training.occupancy_threshold, np.empty(0, np.int64))
         _write_seed(context, index, trained, shared, pixels)
@@ -170,18 +170,18 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
             can_go_below=bottom < header.max_level,
         )  # fmt: skip
-        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, grows=True)
+        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, warm=bool(filled.any()))
         record = JournalRecord(
             treelet=str(top), status=TreeletState.FAILED, seconds=0.0, peak_bytes=0, steps=0,
             settings_fingerprint=settings_fingerprint(s), inputs_fingerprint=inputs_fingerprint(context),
         )  # fmt: skip
         try:
             _run(context, trainer, str(top), progress)
+            trained = finish(trainer, s.training.occupancy_threshold, _held(index, row))
         except NonFiniteError as error:
             seconds = time.monotonic() - started
             write_record(store, replace(record, message=str(error), seconds=seconds, steps=trainer.step))
             raise
-        trained = finish(trainer, s.training.occupancy_threshold, _held(index, row))
         slots = np.arange(task.slots[0], task.slots[0] + len(trained.keys), dtype=np.int32)
         for k, slot in enumerate(slots.tolist()):
             store.write_node(slot, trained.tables[k], trained.occupancy[k])
@@ -201,7 +201,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
 
 
 def _trainer(
-    context: Context, frame: Frame, state: TrainingState, shared: Shared, pixels: PixelSet, rays: int, *, grows: bool
+    context: Context, frame: Frame, state: TrainingState, shared: Shared, pixels: PixelSet, rays: int, *, warm: bool
 ) -> Trainer:
     settings = context.settings.training
     return Trainer(
@@ -213,8 +213,9 @@ def _trainer(
         settings=settings,
         total_rays=rays,
         seed=(settings.seed, state.top.key, int(shared.trainable)),
-        grows=grows and len(context.training_photos) >= MIN_PHOTOS,
+        grows=len(context.training_photos) >= MIN_PHOTOS,
         min_points=context.settings.octree.min_points,
+        warm=warm,
     )
 
 
@@ -225,8 +226,11 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
     stage = {"stage": name, "settings": settings_fingerprint(context.settings), "inputs": inputs_fingerprint(context)}
     found = read_checkpoint(store, treelet)
     if found is not None and all(found.meta.get(k) == v for k, v in stage.items()):
-        checkpoint.restore(trainer, found.arrays, found.meta)
-        _log.info("treelet %s: goes on at step %d", name, trainer.step)
+        try:
+            checkpoint.restore(trainer, found.arrays, found.meta)
+            _log.info("treelet %s: goes on at step %d", name, trainer.step)
+        except ValueError as error:  # its nodes changed since: the seed stage died between its index and its decoder
+            _log.warning("%s; it starts over", error)
     last = time.monotonic()
 
     def on_step(now: Trainer) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from infnerf_tiles.arrays import Float64
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.decoder import direction_basis
-from infnerf_tiles.field.shading import evaluate_nodes
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Rays, Samples
@@ -20,7 +19,7 @@ from infnerf_tiles.settings import TrainingSettings
 from infnerf_tiles.training.growth import Evidence
 from infnerf_tiles.training.pixels import PixelBatch, PixelSet
 from infnerf_tiles.training.refresh import refresh_occupancy
-from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, learning_rate, refresh_due
+from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, coarsening, learning_rate, refresh_due
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, Moments, TrainingState
 from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
@@ -56,10 +55,13 @@ class Trainer:
         seed: tuple[int, ...],
         grows: bool,
         min_points: int,
+        warm: bool,
     ):
         self.frame, self.state, self.shared, self.pixels, self.cameras = frame, state, shared, pixels, cameras
         self.settings, self.total_rays, self.seed, self.grows = settings, max(1, total_rays), seed, grows
         self.min_points = min_points
+        self.warm = warm
+        """Whether the nodes start from features of the seed stage; a cold training draws coarse pixels first."""
         self.moments = Moments(state, frame.max_own_level - state.top.level + 1)
         self.evidence = Evidence(state.capacity)
         self.step = 0
@@ -96,15 +98,16 @@ class Trainer:
         """
         rng = np.random.default_rng((*self.seed, self.step))
         num_rays = max(64, int(self.settings.samples_per_step / max(self.samples_per_ray, 1.0)))
-        batch = self.pixels.draw(rng, num_rays)
-        rays, basis = self.make_rays(batch, rng.random(num_rays))
+        coarser = 0 if self.warm else coarsening(self.progress)
+        batch = self.pixels.draw(rng, num_rays, coarser)
+        rays, basis = self.make_rays(batch, rng.random(num_rays), coarser)
         # samples behind opaque matter are dropped next, so that more may be marched than are kept on average
         samples = self._kernels.march(
             rays, self.state.arena, self.frame.march, keep=2 * self.settings.samples_per_ray, adapt=True
         )
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        samples, frozen = self._visible(samples, basis)
-        loss, error, weights = self._loss(batch, samples, frozen, basis, generator)
+        samples, known = self._visible(samples, basis)
+        loss, error, weights = self._loss(batch, samples, known, basis, generator)
         if not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"treelet {self.state.top}: the loss of step {self.step} is {loss.item()}; the last good state is "
@@ -132,77 +135,89 @@ class Trainer:
         self._grow()
         return error
 
-    def make_rays(self, batch: PixelBatch, offset: Float64) -> tuple[Rays, Tensor]:
-        """Rays in unit coordinates and their direction basis [Q, 16] for a batch of pixels."""
+    def make_rays(self, batch: PixelBatch, offset: Float64, coarser: int = 0) -> tuple[Rays, Tensor]:
+        """Rays in unit coordinates and their direction basis [Q, 16] for a batch of pixels.
+
+        coarser: pyramid level that finer pixels are widened to.
+        """
         origins, directions = self.cameras.rays(batch.photo, batch.xy)
         focal = self.cameras.focals[batch.photo]
         rays = Rays(
             origins=torch.from_numpy(self.frame.root.to_unit(origins)),
             directions=torch.from_numpy(directions / self.frame.root.edge),
-            footprint=torch.from_numpy(np.exp2(batch.pyramid.astype(np.float64)) / focal),
+            footprint=torch.from_numpy(np.exp2(np.maximum(batch.pyramid, coarser).astype(np.float64)) / focal),
             offset=torch.from_numpy(offset),
         )
         return rays, direction_basis(torch.from_numpy(directions))
 
-    def _visible(self, samples: Samples, basis: Tensor) -> tuple[Samples, "_Frozen"]:
+    def _visible(self, samples: Samples, basis: Tensor) -> tuple[Samples, "_Known"]:
         """Drop samples behind opaque matter by a pass over densities alone; shade the frozen ones on the way."""
         capacity = self.state.capacity
-        arena, ray = self.state.arena, samples.ray.long()
-        if len(self.state.keys) > capacity:
-            own = torch.nonzero(samples.slot < capacity).squeeze(1)
-            others = torch.nonzero(samples.slot >= capacity).squeeze(1)
-            above = torch.nonzero(samples.slot_above >= 0).squeeze(1)
-            place = torch.cat([others, above])
-            sigma_frozen, colour_frozen = evaluate_nodes(
-                arena,
-                self.shared.decoder,
-                torch.cat([samples.position[others], samples.position_above[above]]),
-                torch.cat([samples.slot[others], samples.slot_above[above]]),
-                torch.cat([samples.beta[others], torch.ones(above.shape[0])]),
-                basis[ray[place]],
-            )
-            share = torch.cat([samples.blend[others], 1.0 - samples.blend[above]])
-            frozen_sigma = torch.zeros(samples.count).index_add(0, place, sigma_frozen * share)
-            frozen_colour = torch.zeros((samples.count, 3)).index_add(0, place, colour_frozen * share[:, None])
-            sigma = frozen_sigma.index_add(0, own, self._density(samples, own) * samples.blend[own])
+        if not len(self.state.keys) > capacity:
+            features, sigma = self._density(samples.position, samples.slot, samples.beta)
             kept, index = keep_reached(samples, sigma, _STOP)
-            return kept, _Frozen(sigma=frozen_sigma[index], colour=frozen_colour[index])
-        kept, _ = keep_reached(samples, self._density(samples, slice(None)), _STOP)
-        return kept, _Frozen(sigma=None, colour=None)
-
-    def _density(self, samples: Samples, own: "Tensor | slice") -> Tensor:
-        """Density of own samples, no gradient."""
-        position = samples.position[own].contiguous()
-        features = torch.empty((position.shape[0], self.state.shape.features))
-        self._kernels.encode_into(position, samples.slot[own], samples.beta[own], self.state.arena, features)
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            sigma, _ = self.shared.decoder.density(features)
-        return sigma
-
-    def _shade(self, samples: Samples, frozen: "_Frozen", basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Density and colour of all samples; gradients reach the own nodes (and the decoder while it trains)."""
-        ray = samples.ray.long()
-        if frozen.sigma is None or frozen.colour is None:
-            return self._decode(samples.position, samples.slot, samples.beta, basis[ray])
-        own = torch.nonzero(samples.slot < self.state.capacity).squeeze(1)
-        sigma, colour = self._decode(samples.position[own], samples.slot[own], samples.beta[own], basis[ray[own]])
-        blend = samples.blend[own]
-        return (
-            frozen.sigma.index_add(0, own, sigma * blend),
-            frozen.colour.index_add(0, own, colour * blend[:, None]),
+            return kept, _Known(features=features[index], own=None, sigma=None, colour=None)
+        own = torch.nonzero(samples.slot < capacity).squeeze(1)
+        others = torch.nonzero(samples.slot >= capacity).squeeze(1)
+        above = torch.nonzero(samples.slot_above >= 0).squeeze(1)
+        place = torch.cat([others, above])
+        sigma_frozen, colour_frozen = self._frozen(
+            torch.cat([samples.position[others], samples.position_above[above]]),
+            torch.cat([samples.slot[others], samples.slot_above[above]]),
+            torch.cat([samples.beta[others], torch.ones(above.shape[0])]),
+            basis[samples.ray.long()[place]],
+        )
+        share = torch.cat([samples.blend[others], 1.0 - samples.blend[above]])
+        frozen_sigma = torch.zeros(samples.count).index_add(0, place, sigma_frozen * share)
+        frozen_colour = torch.zeros((samples.count, 3)).index_add(0, place, colour_frozen * share[:, None])
+        features, own_sigma = self._density(samples.position[own], samples.slot[own], samples.beta[own])
+        all_features = torch.zeros((samples.count, features.shape[1])).index_copy(0, own, features)
+        sigma = frozen_sigma.index_add(0, own, own_sigma * samples.blend[own])
+        kept, index = keep_reached(samples, sigma, _STOP)
+        mine = torch.nonzero(kept.slot < capacity).squeeze(1)
+        return kept, _Known(
+            features=all_features[index[mine]], own=mine, sigma=frozen_sigma[index], colour=frozen_colour[index]
         )
 
-    def _decode(self, position: Tensor, slot: Tensor, beta: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        features = self._kernels.encode(position, slot, beta, self.state.arena, self.moments.gradients)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+    def _density(self, position: Tensor, slot: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and density of own samples, no gradient."""
+        features = torch.empty((position.shape[0], self.state.shape.features))
+        self._kernels.encode_into(position, slot, beta, self.state.arena, features)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            sigma, _ = self.shared.decoder.density(features)
+        return features, sigma
+
+    def _frozen(self, position: Tensor, slot: Tensor, beta: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and colour of frozen samples, no gradient."""
+        features = torch.empty((position.shape[0], self.state.shape.features))
+        self._kernels.encode_into(position, slot, beta, self.state.arena, features)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
             sigma, colour = self.shared.decoder(features, basis)
         return sigma, colour
 
+    def _shade(self, samples: Samples, known: "_Known", basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and colour of all samples; gradients reach the own nodes (and the decoder while it trains)."""
+        ray = samples.ray.long()
+        own: Tensor | slice = slice(None) if known.own is None else known.own
+        features = self._kernels.encode(
+            samples.position[own], samples.slot[own], samples.beta[own],
+            self.state.arena, self.moments.gradients, known.features,
+        )  # fmt: skip
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            sigma, colour = self.shared.decoder(features, basis[ray[own]])
+        if known.own is None or known.sigma is None or known.colour is None:
+            return sigma, colour
+        blend = samples.blend[known.own]
+        return (
+            known.sigma.index_add(0, known.own, sigma * blend),
+            known.colour.index_add(0, known.own, colour * blend[:, None]),
+        )
+
     def _loss(
-        self, batch: PixelBatch, samples: Samples, frozen: "_Frozen", basis: Tensor, generator: torch.Generator
+        self, batch: PixelBatch, samples: Samples, known: "_Known", basis: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, float, Tensor]:
         s = self.settings
-        sigma, colour = self._shade(samples, frozen, basis)
+        sigma, colour = self._shade(samples, known, basis)
         rgb, transmittance, _, weights = self._kernels.composite(
             samples.ray_start, sigma, colour, samples.t, samples.dt, stop=_STOP
         )
@@ -263,10 +278,15 @@ class Trainer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Frozen:
-    """What frozen nodes add to each sample, already weighted; None where there are none."""
+class _Known:
+    """What the pass over densities already computed for the samples that it kept."""
 
+    features: Tensor
+    """float32 [own, F]."""
+    own: Tensor | None
+    """int64 [own], numbers of the samples in own nodes; None where all are."""
     sigma: Tensor | None
+    """float32 [M], density that frozen nodes add, already weighted."""
     colour: Tensor | None
 
 

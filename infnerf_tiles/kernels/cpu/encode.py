@@ -172,16 +172,26 @@ def encode_into(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out:
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients: Gradients
+        ctx: Any,
+        anchor: Tensor,
+        position: Tensor,
+        slot: Tensor,
+        beta: Tensor,
+        arena: Arena,
+        gradients: Gradients,
+        known: Tensor | None,
     ) -> Tensor:
-        out = torch.empty((position.shape[0], arena.features))
-        encode_into(position, slot, beta, arena, out)
+        if known is None:
+            out = torch.empty((position.shape[0], arena.features))
+            encode_into(position, slot, beta, arena, out)
+        else:
+            out = known.view_as(known)
         ctx.save_for_backward(position, slot, beta)
         ctx.arena, ctx.gradients = arena, gradients
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         position, slot, beta = ctx.saved_tensors
         arena, gradients = ctx.arena, ctx.gradients
         with parallel_region():
@@ -194,21 +204,29 @@ class _Encode(torch.autograd.Function):
                 gradients.tables.numpy(), gradients.dense.numpy(),
                 gradients.mark_tables.numpy(), gradients.mark_dense.numpy(),
             )  # fmt: skip
-        return torch.zeros(()), None, None, None, None, None
+        return torch.zeros(()), None, None, None, None, None, None
 
 
-def encode(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients: Gradients) -> Tensor:
+def encode(
+    position: Tensor,
+    slot: Tensor,
+    beta: Tensor,
+    arena: Arena,
+    gradients: Gradients,
+    known: Tensor | None = None,
+) -> Tensor:
     """Features of M samples; the backward pass adds to `gradients` (not differentiable with respect to position).
 
     Args:
         position: float32 [M, 3] in the cube of the treelet root, [0, 1). slot: int32 [M]. beta: float32 [M].
         arena: resident nodes; the trainable ones are slots 0 .. len(gradients.tables)-1 and the first rows of `dense`.
             Every sample's whole chain has to be trainable.
+        known: what `encode_into` gave for the same samples, which saves computing it again.
 
     Returns:
         float32 [M, F].
     """
     features: Tensor = _Encode.apply(  # type: ignore[no-untyped-call]
-        gradients.anchor, position, slot, beta, arena, gradients
+        gradients.anchor, position, slot, beta, arena, gradients, known
     )
     return features

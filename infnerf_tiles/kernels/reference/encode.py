@@ -24,7 +24,14 @@ class _Corners:
     """float [A, 8]: trilinear weight times beta."""
 
 
-def encode(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients: Gradients | None) -> Tensor:
+def encode(
+    position: Tensor,
+    slot: Tensor,
+    beta: Tensor,
+    arena: Arena,
+    gradients: Gradients | None,
+    known: Tensor | None = None,
+) -> Tensor:
     """Features of M samples, differentiable with respect to `arena.tables` and `arena.dense` where they require it.
 
     Args:
@@ -32,6 +39,7 @@ def encode(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, gradients
         arena: resident nodes.
         gradients: the backward pass adds to these buffers too, as the fast twins do (then the trainable nodes are slots
             0 .. len(gradients.tables)-1, and every sample's whole chain has to be trainable). None: autograd alone.
+        known: ignored; the fast twins take features here that were computed before.
 
     Returns:
         float [M, F] in the format of the tables.
