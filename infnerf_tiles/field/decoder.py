@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from infnerf_tiles.arrays import Float32
 
 DENSITY_GAIN = 4.0
-"""How much the linear channel f_0 counts in the exponent. Density spans many powers of e between air and walls; with a gain
-of one, features that move by the learning rate a step need hundreds of steps to get from one to the other."""
+"""How much the linear channel f_0 counts in the exponent. Density spans many powers of e between air and walls; with a
+gain of one, features that move by the learning rate a step need hundreds of steps to get from one to the other."""
 DIRECTION_BASIS = 16
 """Spherical harmonics of 4 bands."""
 

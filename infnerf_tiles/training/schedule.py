@@ -12,8 +12,8 @@ def learning_rate(progress: float, first: float, last: float, *, warmup: float =
 
 
 COARSE_FIRST = (0.03, 0.08, 0.15, 0.25)
-"""Progress up to which a cold training pretends that pixels are 16, 8, 4 and 2 times as wide. Such rays take that many
-times fewer samples and clear the air with coarse features, before the finer ones would have to do it cell by cell."""
+"""Progress up to which a cold training pretends that pixels are 16, 8, 4 and 2 times as wide. Such rays take that
+many times fewer samples and clear the air with coarse features, before the finer ones would have to do it cell by cell."""
 
 
 def coarsening(progress: float) -> int:

@@ -156,8 +156,10 @@ class TrainingState:
         height = levels.astype(np.int64) - self.top.level
         corner = xyz - (np.array([self.top.x, self.top.y, self.top.z]) << height[:, None])
         scale = torch.from_numpy(np.exp2(-height).astype(np.float32))[:, None]
-        below_one = float(np.nextafter(np.float32(1.0), np.float32(0.0)))
-        return ((torch.from_numpy(corner.astype(np.float32)) + inside.clamp(max=below_one)) * scale).contiguous()
+        low = torch.from_numpy(corner.astype(np.float32))
+        # the sum may round up to the node's far face, where its neighbour begins
+        upper = torch.nextafter(low + 1.0, torch.zeros(()))
+        return (torch.minimum(low + inside, upper) * scale).contiguous()
 
     def add_children(self, slots: Int64, octants: Int64, max_level: int) -> int:
         """Give own nodes new children where they have none; as many as there are free slots. Returns how many.
