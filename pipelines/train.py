@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import NonFiniteError, SettingsError
-from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.errors import DatasetError, NonFiniteError, SettingsError
+from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.bundle import drop_bundle
 from infnerf_tiles.store.garbage import collect_garbage
 from infnerf_tiles.store.index import SceneIndex, TreeletState, plan_again
 from infnerf_tiles.store.journal import drop_record, read_record, rows_exist
@@ -96,6 +97,7 @@ def train(
             threads=threads,
         )
         context = open_context(task, store)
+        _check_photos(context)
         _check_same(context, accept_changes)
         if redo is not None:
             _plan_redo(store, redo)
@@ -109,6 +111,7 @@ def train(
             index = _recover(store, index)
             todo = np.flatnonzero((index.bands == band) & (index.treelet_states != TreeletState.TRAINED))
             skipped += int(((index.bands == band) & (index.treelet_states == TreeletState.TRAINED)).sum())
+            todo = _with_parent(index, todo)
             if not len(todo):
                 continue
             for job in _jobs(context, task, index, band, todo):
@@ -205,12 +208,42 @@ def _recover(store: SceneStore, index: SceneIndex) -> SceneIndex:
     return index
 
 
+def _with_parent(index: SceneIndex, todo: Int64) -> Int64:
+    """Those of the treelets (rows) whose parent treelet is trained; the others wait for it."""
+    levels = key_levels(index.root_keys[todo])
+    below = todo[levels > 0]
+    parents = parent_keys(index.root_keys[below])
+    at = np.searchsorted(index.keys, parents)
+    ready = index.treelet_states[index.treelets[at]] == TreeletState.TRAINED
+    if not ready.all():
+        _log.warning("%d treelets wait for a parent that could not be trained", int((~ready).sum()))
+    return np.concatenate([todo[levels == 0], below[ready]])
+
+
+def _check_photos(context: Context) -> None:
+    """DatasetError unless the photos are those that the scene was built with: its cameras are stored photo by photo."""
+    built, now = context.store.read_cameras()[1], context.photos.names
+    reasons = {r.name: r.reason for r in context.photos.rejected}
+    if gone := sorted(set(built) - set(now)):
+        shown = "; ".join(f"{name} ({reasons.get(name, 'it is not listed any more')})" for name in gone[:3])
+        raise DatasetError(
+            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, {len(gone)} "
+            f"cannot be used: {shown}; put them back, or build again"
+        )
+    if new := sorted(set(now) - set(built)):
+        raise DatasetError(
+            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, got "
+            f"{len(new)} more: {', '.join(new[:3])}; take them away, or build again"
+        )
+
+
 def _check_same(context: Context, accept_changes: bool) -> None:
     """SettingsError if a trained treelet was made with other settings or photos, unless that is accepted."""
     if accept_changes:
         return
     index = context.store.read_index()
     now = (settings_fingerprint(context.settings), inputs_fingerprint(context))
+    changes = _changed_settings(scene_settings(context.store.header), context.settings)
     for key in index.root_keys[index.treelet_states == TreeletState.TRAINED].tolist():
         record = read_record(context.store, str(NodeId.from_key(key)))
         if record is None:
@@ -218,7 +251,7 @@ def _check_same(context: Context, accept_changes: bool) -> None:
         what = [
             name
             for name, then, current in (
-                ("the settings", record.settings_fingerprint, now[0]),
+                (f"the settings{changes}", record.settings_fingerprint, now[0]),
                 ("the photos or their poses", record.inputs_fingerprint, now[1]),
             )
             if then != current
@@ -230,8 +263,21 @@ def _check_same(context: Context, accept_changes: bool) -> None:
             )
 
 
+def _changed_settings(stored: Settings, now: Settings) -> str:
+    """What differs from the scene's own settings, as text in brackets; nothing if nothing does."""
+    before, after = stored.model_dump(), now.model_dump()
+    different = [
+        f"{section}.{key} {after[section][key]!r} instead of {value!r}"
+        for section, values in before.items()
+        if section != "rendering"
+        for key, value in values.items()
+        if after[section][key] != value
+    ]
+    return f" ({', '.join(different)})" if different else ""
+
+
 def _plan_redo(store: SceneStore, redo: str) -> None:
-    """Plan a treelet and everything below it again."""
+    """Plan a treelet and everything below it again; for the octree's root, what all treelets share too."""
     index = store.read_index()
     top = NodeId.parse(redo)
     if top.key not in index.root_keys:
@@ -243,6 +289,8 @@ def _plan_redo(store: SceneStore, redo: str) -> None:
             rows.append(row)
             drop_record(store, str(node))
     store.commit(plan_again(index, np.array(rows)))
+    if top.level == 0:
+        drop_bundle(store.data, "decoder")  # a scene without a decoder begins with the seed stage
 
 
 __all__ = ["TrainSummary", "scene_dataset", "train"]
