@@ -185,7 +185,9 @@ def _band_zero(context: Context, patches: Patches, bottom: int, index: SceneInde
     state.relink()
     cut = BandCut(top=0, bottom=bottom, root_keys=np.zeros(1, np.int64))
     octree = Octree.from_keys(index.keys)
-    return assign_patches(context, state.arena, context.read_shared(), patches, cut, octree)[0]
+    shown = assign_patches(context, state.arena, context.read_shared(), patches, cut, octree)[0]
+    # a seed stage that was too short to show anything must not leave the scene without pixels for good
+    return shown if len(shown) else np.arange(patches.count)
 
 
 def _commit(store: SceneStore, index: SceneIndex, treelet: str) -> SceneIndex:

@@ -9,7 +9,7 @@ from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.linking import link
 from infnerf_tiles.geometry.node_id import NodeId, child_keys, key_levels, parent_keys
-from infnerf_tiles.geometry.octree import Octree, cut
+from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
