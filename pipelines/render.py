@@ -87,7 +87,8 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
         opened = stored if options.settings is None else replace(stored, settings=options.settings)
         affine = appearance_of(opened, options.appearance)
         path = _path(opened, options)
-        with Renderer(opened, options.memory_budget, threads=options.threads) as renderer:
+        film = path.num_frames > 1
+        with Renderer(opened, options.memory_budget, threads=options.threads, read_ahead=film) as renderer:
             written = render_sequence(
                 renderer,
                 path,

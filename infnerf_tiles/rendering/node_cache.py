@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from infnerf_tiles.arrays import Bool, Int32, Int64
+from infnerf_tiles.arrays import AnyArray, Bool, Int32, Int64
 from infnerf_tiles.errors import BudgetError, DamagedNodeError, DamagedStoreError
 from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import Arena
+from infnerf_tiles.rendering.prefetch import Item, Kind, Prefetcher
 from infnerf_tiles.rendering.scene import drawable_octree
 from infnerf_tiles.rendering.slot_memory import PAGE, SlotMemory
 from infnerf_tiles.store.index import SceneIndex
@@ -53,9 +54,17 @@ class NodeCache:
     """
 
     def __init__(
-        self, store: SceneStore, index: SceneIndex, shape: FieldShape, byte_budget: int, *, threads: int = 4
+        self,
+        store: SceneStore,
+        index: SceneIndex,
+        shape: FieldShape,
+        byte_budget: int,
+        *,
+        threads: int = 4,
+        prefetch_bytes: int = 0,
     ) -> None:
-        """`byte_budget`: most bytes that resident rows take. `threads`: rows read at the same time."""
+        """`byte_budget`: most bytes that resident rows take. `threads`: rows read at the same time. `prefetch_bytes`:
+        most bytes of rows read ahead, on top of that."""
         self.byte_budget = byte_budget
         self.counters = CacheCounters()
         self._store = store
@@ -86,6 +95,8 @@ class NodeCache:
         self._tick = 0
         self._total = 0
         self._arena: Arena | None = None
+        self.prefetch_bytes = prefetch_bytes
+        self._ahead = Prefetcher(self._read, self._bytes_ahead, prefetch_bytes)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="node-cache")
         self._lock = threading.Lock()
 
@@ -93,6 +104,11 @@ class NodeCache:
     def num_bytes(self) -> int:
         """Bytes that resident rows take now."""
         return self._total
+
+    @property
+    def prefetched_bytes(self) -> int:
+        """Bytes of rows that were read ahead and are not resident yet."""
+        return self._ahead.num_bytes
 
     @property
     def num_nodes(self) -> int:
@@ -150,8 +166,20 @@ class NodeCache:
                 self._arena = self._linked()
             return self._arena
 
+    def prefetch(self, keys: Int64) -> None:
+        """Read ahead what the nodes int64[k] will need, as far as the room for that goes; returns at once."""
+        with self._lock:
+            wanted = self._working_set(keys)
+            # coarse ones first: without them the fine ones cannot be drawn
+            nodes = wanted.nodes[self._slot_of[wanted.nodes] < 0]
+            treelets = wanted.treelets[self._place_of[wanted.treelets] < 0]
+            items: list[Item] = [("base", int(row)) for row in treelets]
+            items += [("node", int(row)) for row in nodes]
+            self._ahead.request(items)
+
     def close(self) -> None:
         """End the threads that read."""
+        self._ahead.close()
         self._pool.shutdown(wait=True)
 
     def _bytes(self, rows: _WorkingSet) -> int:
@@ -183,7 +211,7 @@ class NodeCache:
 
     # --- what comes and goes: only the next two methods change what is resident ----------------------------------
 
-    def _admit(self, kind: str, row: int) -> int:
+    def _admit(self, kind: Kind, row: int) -> int:
         """Give a node or a base its piece of memory, pinned; returns slot or place."""
         if kind == "node":
             at = self._tables.take()
@@ -195,7 +223,7 @@ class NodeCache:
             self._total += self.base_bytes
         return at
 
-    def _drop(self, kind: str, row: int) -> None:
+    def _drop(self, kind: Kind, row: int) -> None:
         """Take a node's or a base's memory back."""
         if kind == "node":
             at = int(self._slot_of[row])
@@ -220,7 +248,7 @@ class NodeCache:
             if excess <= 0:
                 return
 
-    def _least_recent(self) -> Iterator[tuple[str, int]]:
+    def _least_recent(self) -> Iterator[Item]:
         """What is not pinned, least recently used first; of what was used together, the finest level first."""
         slots = np.flatnonzero((self._row_at >= 0) & (self._slot_used < self._tick))
         places = np.flatnonzero((self._treelet_at >= 0) & (self._place_used < self._tick))
@@ -231,41 +259,51 @@ class NodeCache:
             yield ("node", int(rows[i])) if i < len(rows) else ("base", int(treelets[i - len(rows)]))
 
     def _load(self, missing: _WorkingSet) -> None:
-        admitted = [("node", int(row)) for row in missing.nodes] + [("base", int(row)) for row in missing.treelets]
-        work = [(kind, row, self._admit(kind, row)) for kind, row in admitted]
+        admitted: list[Item] = [("node", int(row)) for row in missing.nodes]
+        admitted += [("base", int(row)) for row in missing.treelets]
+        work = [(item, self._admit(*item)) for item in admitted]
         tables = self._tables.array(np.float32, self._shape.row_length)
         bases = self._bases.array(np.float32, self._base_stride, self._shape.features)
 
-        def read(item: tuple[str, int, int]) -> DamagedNodeError | None:
-            kind, row, at = item
+        def fill(job: tuple[Item, int]) -> DamagedNodeError | None:
+            item, at = job
             try:
-                if kind == "node":
-                    slot = int(self._index.slots[row])
-                    self._occupancy[at] = self._store.read_occupancy(slot)
-                    tables[at] = self._store.read_node(slot)
-                    self._own_occupied[at] = self._occupancy[at].any()
-                else:
-                    grid = self._store.read_base(int(self._index.base_slots[row]))
-                    bases[at, : grid[..., 0].size] = grid.reshape(-1, self._shape.features)
+                rows = self._ahead.take(item) or self._read(item)
             except DamagedNodeError as error:
                 return error
+            if item[0] == "node":
+                tables[at], self._occupancy[at] = rows
+                self._own_occupied[at] = self._occupancy[at].any()
+            else:
+                bases[at, : rows[0][..., 0].size] = rows[0].reshape(-1, self._shape.features)
             return None
 
         try:
-            outcomes = list(self._pool.map(read, work))
+            outcomes = list(self._pool.map(fill, work))
         except BaseException:  # a lost network, an interrupt: nobody knows which rows were filled
             for kind, row in admitted:
                 self._drop(kind, row)
             raise
-        for (kind, _), outcome in zip(admitted, outcomes, strict=True):
+        for item, outcome in zip(admitted, outcomes, strict=True):
             if outcome is None:
-                node_row = 2 * self._shape.row_length + self._shape.occupancy_bytes
-                self.counters.bytes_read += node_row if kind == "node" else 2 * self._shape.base_length
+                self.counters.bytes_read += self._bytes_ahead(item)
         damaged = [(kind, row, error) for (kind, row), error in zip(admitted, outcomes, strict=True) if error]
         if damaged:
             self._bury(damaged, admitted)
 
-    def _bury(self, damaged: list[tuple[str, int, DamagedNodeError]], admitted: list[tuple[str, int]]) -> None:
+    def _read(self, item: Item) -> tuple[AnyArray, ...]:
+        """What is stored of a node (table, occupancy) or of a base (grid)."""
+        kind, row = item
+        if kind == "base":
+            return (self._store.read_base(int(self._index.base_slots[row])),)
+        slot = int(self._index.slots[row])
+        return self._store.read_node(slot), self._store.read_occupancy(slot)
+
+    def _bytes_ahead(self, item: Item) -> int:
+        shape = self._shape
+        return 2 * shape.row_length + shape.occupancy_bytes if item[0] == "node" else 2 * shape.base_length
+
+    def _bury(self, damaged: list[tuple[Kind, int, DamagedNodeError]], admitted: list[Item]) -> None:
         """Take damaged nodes and everything below them out of the scene."""
         for kind, row, error in damaged:
             top = row if kind == "node" else int(self._row_of_root[row])

@@ -37,14 +37,14 @@ class RayState:
     """Samples shaded for these rays."""
 
     @classmethod
-    def fresh(cls, num: int) -> "RayState":
+    def fresh(cls, num: int, device: torch.device | None = None) -> "RayState":
         """The state of rays that have not begun."""
         return cls(
-            colour=torch.zeros((num, 3)),
-            transmittance=torch.ones(num),
-            depth=torch.zeros(num),
-            facts=torch.zeros((num, 3)),
-            next_step=torch.zeros(num, dtype=torch.int64),
+            colour=torch.zeros((num, 3), device=device),
+            transmittance=torch.ones(num, device=device),
+            depth=torch.zeros(num, device=device),
+            facts=torch.zeros((num, 3), device=device),
+            next_step=torch.zeros(num, dtype=torch.int64, device=device),
         )
 
     def alive(self, stop: float) -> Tensor:
@@ -126,7 +126,7 @@ def march_and_composite(
 
 def _facts(samples: Samples, arena: Arena) -> Tensor:
     """float32 [M, 3]: drawn level (between two levels where they are blended), 1, 0."""
-    facts = torch.zeros((samples.count, 3))
+    facts = samples.t.new_zeros((samples.count, 3))
     facts[:, 0] = arena.level[samples.slot.long()] - 1 + samples.beta * samples.blend
     facts[:, 1] = 1.0
     return facts
@@ -139,7 +139,7 @@ def _before(samples: Samples, rays: Rays, settings: MarchSettings, end: int) -> 
     steps = torch.log(samples.t.double() / (settings.near * (1.0 + 0.5 * c))) / torch.log1p(c) - rays.offset[ray]
     # steps are whole numbers but for the rounding of t
     kept = steps < end - 0.5
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(kept, 0)])
+    before = torch.cat([samples.ray_start.new_zeros(1), torch.cumsum(kept, 0)])
     columns = {
         field.name: getattr(samples, field.name)[kept]
         for field in fields(Samples)

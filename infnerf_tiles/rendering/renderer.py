@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Self
@@ -110,11 +110,13 @@ class Renderer:
         memory_budget: int | None = None,
         *,
         threads: int | None = None,
+        read_ahead: bool = False,
         block: int = _BLOCK,
         round_samples: int = ROUND_SAMPLES,
     ) -> None:
         """`memory_budget`: bytes for resident nodes, default: the scene's setting. `threads`: processor threads,
-        default: all. `block`, `round_samples`: pixels and samples in work at a time; neither changes the picture.
+        default: all. `read_ahead`: keep an eighth of the budget for `prefetch`. `block`, `round_samples`: pixels and
+        samples in work at a time; neither changes the picture.
 
         BudgetError if the budget cannot hold what a single sample may need.
         """
@@ -124,7 +126,10 @@ class Renderer:
         self._block = block
         self._round_samples = round_samples
         self._lock = threading.Lock()
-        self.cache = NodeCache(scene.store, scene.index, scene.shape, self.memory_budget)
+        self.cache = self._new_cache(self.memory_budget // 8 if read_ahead else 0)
+        if self.cache.byte_budget < self.cache.smallest_working_set <= self.memory_budget:
+            self.cache.close()
+            self.cache = self._new_cache(0)
         if self.memory_budget < self.cache.smallest_working_set:
             smallest = self.cache.smallest_working_set
             self.cache.close()
@@ -159,19 +164,19 @@ class Renderer:
             level=np.empty((camera.height, camera.width), np.float32),
             num_samples=0,
         )
-        num_samples = 0
+        num_samples = num_pixels = 0
         lattice = self.scene.lattice(lod_bias)
         with self._lock:
             set_threads(self._threads)
-            for y0 in range(0, camera.height, self._block):
-                for x0 in range(0, camera.width, self._block):
-                    size = (min(self._block, camera.width - x0), min(self._block, camera.height - y0))
-                    block = _new_block(camera, np.asarray(camera_to_world, np.float64), (x0, y0), size, lattice)
-                    self._draw(block, _Part(0, 0, *size), 0, None)
-                    num_samples += block.state.num_samples
-                    self._finish(block, affine, picture, (slice(y0, y0 + size[1]), slice(x0, x0 + size[0])))
-                    if progress is not None:
-                        progress((y0 * camera.width + size[1] * (x0 + size[0])) / (camera.width * camera.height))
+            pose = np.asarray(camera_to_world, np.float64)
+            for block, window in self._blocks(camera, pose, lattice):
+                height, width = picture.depth[window].shape
+                self._draw(block, _Part(0, 0, width, height), 0, None)
+                num_samples += block.state.num_samples
+                num_pixels += height * width
+                self._finish(block, affine, picture, window)
+                if progress is not None:
+                    progress(num_pixels / picture.depth.size)
         return Picture(
             rgb=picture.rgb,
             transmittance=picture.transmittance,
@@ -179,6 +184,20 @@ class Renderer:
             level=picture.level,
             num_samples=num_samples,
         )
+
+    def prefetch(self, camera: Camera, camera_to_world: Float64, *, lod_bias: float = 0.0) -> None:
+        """Begin to read what a coming picture will need; arguments as in `render`. Returns at once.
+
+        Does nothing unless the renderer was made to read ahead.
+        """
+        if not self.cache.prefetch_bytes:
+            return
+        pose, lattice = np.asarray(camera_to_world, np.float64), self.scene.lattice(lod_bias)
+        keys = [
+            self._select(block, np.arange(len(block.directions)), 0, None)
+            for block, _ in self._blocks(camera, pose, lattice)
+        ]
+        self.cache.prefetch(np.unique(np.concatenate(keys)))
 
     def close(self) -> None:
         """Let the cache go; the scene stays open."""
@@ -190,6 +209,21 @@ class Renderer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _new_cache(self, prefetch_bytes: int) -> NodeCache:
+        scene = self.scene
+        budget = self.memory_budget - prefetch_bytes
+        return NodeCache(scene.store, scene.index, scene.shape, budget, prefetch_bytes=prefetch_bytes)
+
+    def _blocks(
+        self, camera: Camera, pose: Float64, lattice: MarchSettings
+    ) -> Iterator[tuple[_Block, tuple[slice, slice]]]:
+        """The blocks of a picture, row by row, and where they lie in it (rows, columns)."""
+        for y0 in range(0, camera.height, self._block):
+            for x0 in range(0, camera.width, self._block):
+                width, height = min(self._block, camera.width - x0), min(self._block, camera.height - y0)
+                block = _new_block(camera, pose, (x0, y0), (width, height), lattice)
+                yield block, (slice(y0, y0 + height), slice(x0, x0 + width))
+
     def _draw(self, block: _Block, part: _Part, first: int, end: int | None) -> None:
         """Carry a part's rays, which stand at lattice step `first`, to `end` (None: to their end).
 
@@ -200,7 +234,7 @@ class Renderer:
         if not len(rows):
             return
         keys = self._select(block, rows, first, end)
-        if self.cache.bytes_of(keys) <= self.memory_budget:
+        if self.cache.bytes_of(keys) <= self.cache.byte_budget:
             self._march(block, rows, keys, end)
             return
         if part.edge > _SMALL:

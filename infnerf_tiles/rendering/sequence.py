@@ -69,6 +69,8 @@ def render_sequence(
         writers = [stack.enter_context(FrameWriter(place, fps=path.fps)) for place in outputs]
         for frame, pose in enumerate(path.camera_to_world):
             tell = None if progress is None else partial(_tell, progress, frame, path.num_frames)
+            if frame + 1 < path.num_frames:
+                renderer.prefetch(path.camera, path.camera_to_world[frame + 1], lod_bias=lod_bias)
             picture = renderer.render(path.camera, pose, lod_bias=lod_bias, affine=affine, progress=tell)
             for writer, name in zip(writers, ("rgb", *names), strict=True):
                 writer.write(to_images(name, picture))

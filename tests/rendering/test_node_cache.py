@@ -246,3 +246,46 @@ def test_the_arena_is_on_the_memory_of_the_cache(scene: Scene) -> None:
     assert arena.tables.data_ptr() == again.tables.data_ptr()
     assert again.tables.dtype == again.dense.dtype == torch.float32
     cache.close()
+
+
+def test_rows_read_ahead_are_taken_and_not_read_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    read_node = scene.store.read_node
+
+    def recorded(slot: int) -> np.ndarray:
+        read.append(slot)
+        return read_node(slot)
+
+    monkeypatch.setattr(scene.store, "read_node", recorded)
+    plain, ahead = cache_of(scene), NodeCache(scene.store, scene.index, scene.shape, ROOMY, prefetch_bytes=ROOMY)
+    expected = plain.ensure(DEEP[:4])
+    num_rows = len(read)
+    ahead.prefetch(DEEP[:4])
+    arena = ahead.ensure(DEEP[:4])
+    assert len(read) == 2 * num_rows, "every row once more"
+    assert ahead.prefetched_bytes == 0
+    assert torch.equal(arena.tables[:num_rows], expected.tables[:num_rows])
+    assert torch.equal(arena.occupancy, expected.occupancy)
+    # what nobody took is forgotten by the next request; what is resident is not read ahead
+    ahead.prefetch(DEEP)
+    assert ahead.prefetched_bytes > 0
+    ahead.prefetch(DEEP[:4])
+    ahead.close()
+    plain.close()
+    assert ahead.prefetched_bytes == 0
+
+
+def test_reading_ahead_keeps_to_its_bytes_and_hides_no_damage(tmp_path: Path) -> None:
+    make_scene(tmp_path / "s", keys=DEEP).close()
+    with Scene.open(tmp_path / "s") as scene:
+        victim = int(np.searchsorted(scene.index.keys, DEEP[0]))
+        flip(tmp_path / "s", scene.store.row_key("params", int(scene.index.slots[victim])))
+        row_bytes = 2 * scene.shape.row_length + scene.shape.occupancy_bytes
+        budget = 9 * 2 * scene.shape.base_length + 7 * row_bytes
+        cache = NodeCache(scene.store, scene.index, scene.shape, ROOMY, prefetch_bytes=budget)
+        cache.prefetch(DEEP)
+        assert budget - 2 * scene.shape.base_length <= cache.prefetched_bytes <= budget
+        cache.ensure(DEEP[:1])
+        assert cache.damaged_nodes == (str(NodeId.from_key(int(DEEP[0]))),)
+        assert DEEP[0] not in resident(cache)
+        cache.close()

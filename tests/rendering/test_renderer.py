@@ -24,12 +24,15 @@ from zarr.storage import MemoryStore
 
 from infnerf_tiles.arrays import Float64
 from infnerf_tiles.errors import BudgetError, DamagedStoreError, StoreError
+from infnerf_tiles.field import shading
 from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.field.shading import FieldFn
 from infnerf_tiles.geometry.camera import Camera, unproject
 from infnerf_tiles.geometry.footprint import wanted_level
 from infnerf_tiles.geometry.node_id import ancestor_keys
+from infnerf_tiles.kernels import reference
 from infnerf_tiles.kernels.arena import Rays, Samples
+from infnerf_tiles.rendering import ray_state
 from infnerf_tiles.rendering.node_cache import NodeCache
 from infnerf_tiles.rendering.ray_state import RayState, march_and_composite
 from infnerf_tiles.rendering.renderer import Picture, Renderer
@@ -97,6 +100,22 @@ def test_what_was_drawn_before_does_not_matter(scene: Scene) -> None:
         first = renderer.render(CAMERA, POSE)
         renderer.render(CAMERA, pose((-20.0, 5.0, 10.0)))
         assert differing(renderer.render(CAMERA, POSE), first) == []
+
+
+def test_reading_ahead_changes_nothing_but_the_waiting(scene: Scene) -> None:
+    other = pose((-20.0, 45.0, 10.0))
+    expected = [drawn(scene), drawn(scene, place=other)]
+    smallest = renderer_of(scene).cache.smallest_working_set
+    for budget in (1 << 30, 4 * smallest, smallest):
+        with renderer_of(scene, budget, read_ahead=True) as renderer:
+            renderer.prefetch(CAMERA, other)
+            assert renderer.cache.num_bytes + renderer.cache.prefetched_bytes <= budget
+            first = renderer.render(Camera("SIMPLE_PINHOLE", 4, 4, (50.0, 2.0, 2.0)), POSE)
+            assert first.num_samples > 0
+            if budget > 3 * smallest:
+                assert differing(renderer.render(CAMERA, POSE), expected[0]) == []
+                assert differing(renderer.render(CAMERA, other), expected[1]) == []
+            assert (renderer.cache.prefetch_bytes > 0) == (budget > smallest)
 
 
 def test_only_selected_nodes_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,3 +321,14 @@ def test_the_scene_knows_its_photos(scene: Scene) -> None:
     biased = scene.lattice(0.5)
     assert biased.lod_bias == scene.lattice().lod_bias + 0.5
     assert biased.gsd_root == GSD_ROOT
+
+
+def test_the_slow_twin_of_the_kernels_draws_the_same(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = Camera("SIMPLE_PINHOLE", 8, 6, (10.0, 4.0, 3.0))
+    fast = drawn(scene, tiny)
+    for module in (ray_state, shading):
+        monkeypatch.setattr(module, "for_device", lambda _: reference)
+    slow = drawn(scene, tiny)
+    assert slow.num_samples == fast.num_samples
+    for name in LAYERS:
+        assert np.allclose(getattr(slow, name), getattr(fast, name), atol=1e-4, equal_nan=True), name
