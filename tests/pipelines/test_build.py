@@ -155,9 +155,7 @@ def test_a_refused_build_leaves_the_old_scene_alone(city: Path, tmp_path: Path) 
         assert store.read_index().num_nodes > 3
 
 
-@pytest.mark.parametrize(
-    "document", [None, "{}", '{"zarr_format": 3, "node_type": "group"}']
-)
+@pytest.mark.parametrize("document", [None, "{}", '{"zarr_format": 3, "node_type": "group"}'])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_is_no_scene_is_never_deleted(city: Path, tmp_path: Path, overwrite: bool, document: str | None) -> None:
     place = tmp_path / "place"

@@ -1,7 +1,6 @@
 """What a treelet finds around it, what it starts from, and which pixels it gets."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import infnerf_tiles.pipelines.train as pipeline
 import numpy as np
@@ -188,7 +187,7 @@ def test_patches_go_where_a_slow_loop_sends_them(
     expected: dict[int, set[int]] = {int(k): set() for k in cut.root_keys}
     points = patch_points(patches, assignment.RAYS_PER_EDGE)
     margin = 4.0 / context.shape.cells  # two voxels of the level above, in cubes of the treelets' roots
-    for k in range(0, patches.count):
+    for k in range(patches.count):
         origins, directions = cameras.rays(
             np.full(len(points[k]), patches.photo[k]), np.minimum(points[k], np.array([63.5, 47.5]))
         )
