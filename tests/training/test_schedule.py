@@ -41,8 +41,12 @@ def test_refreshes_come_at_their_interval_and_never_during_the_prior(every: int,
         assert (gaps == every).all()
 
 
-def test_refreshes_are_twice_as_frequent_up_to_step_1024() -> None:
-    assert [s for s in range(1, 1300) if refresh_due(s, 256)] == [256, 384, 512, 640, 768, 896, 1024, 1280]
+def test_refreshes_are_more_frequent_up_to_step_1024() -> None:
+    due = np.array([s for s in range(1, 2049) if refresh_due(s, 256)])
+    assert due[due >= 1024].tolist() == [1024, 1280, 1536, 1792, 2048]
+    early = np.diff(due[due <= 1024])
+    assert len(set(early.tolist())) == 1
+    assert early[0] < 256
 
 
 def test_growth_leaves_half_of_the_training_to_what_has_grown() -> None:

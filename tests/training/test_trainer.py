@@ -266,14 +266,14 @@ def test_optical_depth_takes_the_larger_of_with_and_without_the_residual() -> No
     t = ball_trainer(ball_keys(1))
     state = t.state
     o = SHAPE.occupancy_cells
-    state.dense[:, 0] = 1.0
+    state.dense[:, 0] = 0.1
     base_only = cell_optical_depth(state, t.shared.decoder, t.frame, np.arange(o**3), np.random.default_rng(0))
     state.tables[0, :, 0] = -40.0
     with_residual = cell_optical_depth(state, t.shared.decoder, t.frame, np.arange(o**3), np.random.default_rng(0))
     assert np.allclose(base_only, with_residual)
-    state.tables[0, :, 0] = 1.0
+    state.tables[0, :, 0] = 0.3
     denser = cell_optical_depth(state, t.shared.decoder, t.frame, np.arange(o**3), np.random.default_rng(0))
-    assert np.allclose(denser, base_only * math.e, rtol=0.05)
+    assert (denser > 2.0 * base_only).all()
     # a cell of a node one level down is half as long
     finer = cell_optical_depth(state, t.shared.decoder, t.frame, o**3 + np.arange(o**3), np.random.default_rng(0))
     assert np.allclose(finer, denser / 2, rtol=1e-3)
