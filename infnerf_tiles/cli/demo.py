@@ -109,7 +109,8 @@ def _parameters(num_photos: int, size: tuple[int, int], settings: Settings) -> d
 class _Record:
     """What is done in a demo's folder, kept in a file there.
 
-    values: "parameters", "seconds" per stage, "done" (names of finished stages), "generation" and "eval".
+    values: "parameters", "seconds" per stage, "done" (names of finished stages), "running" (the stage at work),
+    "killed" (whether a call ended without its time being noted), "generation" and "eval".
     """
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
@@ -166,6 +167,11 @@ class _Record:
         number = f"{_STAGES.index(name) + 1} of {len(_STAGES)}"
         terminal.say(f"{number}: {what}" if todo else f"{number}: {what}: done before")
         started = time.monotonic()
+        if todo:
+            # a call that is killed in the middle leaves this behind, and its time is not known
+            self.values["killed"] = self.values.get("killed", False) or "running" in self.values
+            self.values["running"] = name
+            self.save()
         try:
             yield todo
             if name not in self.values["done"]:
@@ -174,6 +180,7 @@ class _Record:
             if todo:
                 before = float(self.values["seconds"].get(name, 0.0))
                 self.values["seconds"][name] = before + time.monotonic() - started
+                self.values.pop("running", None)
                 self.save()
 
 
@@ -183,6 +190,7 @@ def _results(record: _Record) -> dict[str, Any]:
         "photos": record.values["parameters"]["photos"],
         "eval": record.values["eval"],
         "seconds": {**seconds, "all": sum(seconds.values())},
+        "seconds_complete": not record.values.get("killed", False),
         "peak_bytes": peak_memory(),
     }
 
@@ -199,7 +207,9 @@ def _summary(document: Mapping[str, Any]) -> Any:
             "PSNR per pyramid level, half": " ".join(decibel(level["psnr_half"]) for level in levels),
             "size of the scene": f"{size_text(document['bytes'])} in {document['files']:,} files",
             "peak memory": size_text(document["peak_bytes"]),
-            "seconds": ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
+            "seconds" if document["seconds_complete"] else "seconds, without killed calls": ", ".join(
+                f"{name} {value:.1f}" for name, value in seconds.items()
+            ),
         },
     )
 

@@ -273,5 +273,11 @@ def test_demo_makes_everything_and_uses_it_again(tmp_path: Path, cli_json: CliJs
     assert again["eval"] == first["eval"]
     assert again["seconds"]["eval"] == pytest.approx(first["seconds"]["eval"])
     assert np.isfinite(first["eval"]["levels"][0]["psnr"])
+    assert first["seconds_complete"]
+    assert first["seconds"]["all"] == pytest.approx(sum(v for k, v in first["seconds"].items() if k != "all"))
+    record = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert "running" not in record
+    (tmp_path / "demo" / "demo.json").write_text(json.dumps({**record, "running": "train"}))
+    assert not cli_json("demo", tmp_path / "demo", *options)["seconds_complete"]
     assert cli("demo", tmp_path / "demo", "--photos", "12").exit_code == 2
     assert cli("demo", tmp_path).exit_code == 2
