@@ -79,6 +79,7 @@ def march_and_composite(
     *,
     stop: float,
     end: int | None = None,
+    adapt: bool = True,
     round_samples: int = ROUND_SAMPLES,
 ) -> None:
     """Carry the state of Q rays forward, in place, to lattice step `end` (not included; None: to their end).
@@ -88,6 +89,8 @@ def march_and_composite(
         field: density and colour of samples.
         basis: float32 [Q, 16], direction basis per ray.
         stop: a ray ends at its first sample with transmittance below this.
+        adapt: take longer steps where the octree ends before the wanted level, as training does: several times fewer
+            samples over the air, and no finer picture without.
         round_samples: about how many samples are shaded at once; the result does not depend on it.
     """
     kernels = for_device(arena.device)
@@ -100,7 +103,7 @@ def march_and_composite(
             return
         start = torch.where(going, state.next_step, -1)
         limit = min(max(round_samples // num, _FEWEST), _MOST)
-        samples: Samples = kernels.march(rays, arena, settings, start=start, limit=limit)
+        samples: Samples = kernels.march(rays, arena, settings, start=start, limit=limit, adapt=adapt)
         next_step = samples.next_step
         if end is not None:
             samples = _before(samples, rays, settings, end)
