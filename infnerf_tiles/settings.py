@@ -105,11 +105,11 @@ class TrainingSettings(_Section):
     """Share of the ray budget spent in the seed stage, which fixes the decoder and the appearance."""
     seed_nodes: int = Field(default=800, ge=1)
     """Most nodes that the seed stage trains together."""
-    samples_per_step: int = Field(default=65536, ge=256, le=2**26)
+    samples_per_step: int = Field(default=16384, ge=256, le=2**26)
     """Samples along rays that one optimiser step holds, over all its rays."""
     samples_per_ray: int = Field(default=64, ge=4, le=4096)
     """Most samples on one ray while training; more occupied cells than that are thinned evenly."""
-    lr: float = Field(default=1e-2, gt=0.0, le=1.0)
+    lr: float = Field(default=2e-2, gt=0.0, le=1.0)
     """Adam's step size at the start."""
     lr_final: float = Field(default=3e-4, gt=0.0, le=1.0)
     """Adam's step size at the end, at most `lr`."""
@@ -123,7 +123,7 @@ class TrainingSettings(_Section):
     """Weight of the colour loss."""
     lambda_distortion: float = Field(default=0.0, ge=0.0)
     """Weight of the distortion loss (in log distance), which pulls a ray's density together."""
-    lambda_depth: float = Field(default=0.0, ge=0.0)
+    lambda_depth: float = Field(default=0.05, ge=0.0)
     """Weight of the loss on the depth of the data set's points."""
     lambda_transparency: float = Field(default=0.0, ge=0.0)
     """Weight of the loss that asks random points to be transparent."""

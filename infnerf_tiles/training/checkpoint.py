@@ -33,6 +33,7 @@ def save(trainer: Trainer) -> tuple[dict[str, AnyArray], dict[str, Any]]:
         "seen": trainer.evidence.seen[:own],
         "count": trainer.evidence.count[:own],
         "photos": trainer.evidence.photos[:own],
+        "reached": trainer.evidence.reached[:own],
     }
     if trainer.optimizer is not None:
         for k, parameter in enumerate(trainer.shared.parameters()):
@@ -68,6 +69,7 @@ def restore(trainer: Trainer, arrays: Mapping[str, AnyArray], counters: Mapping[
     state.ema[:own] = arrays["ema"]
     evidence = trainer.evidence
     evidence.seen[:own], evidence.count[:own], evidence.photos[:own] = arrays["seen"], arrays["count"], arrays["photos"]
+    evidence.reached[:own] = arrays["reached"]
     state.relink()
     for name in _COUNTERS:
         value = float(counters[name])

@@ -27,10 +27,20 @@ def _note(
     seen: Float32,
     count: Int32,
     photos: Int64,
+    reached: Int32,
+    edge: int,
+    now: int,
 ) -> None:
     for m in range(slot.shape[0]):
         s = slot[m]
-        if s >= num_own or weight[m] < min_weight:
+        if s >= num_own:
+            continue
+        cells = 2.0 ** (level[s] - top_level[treelet[s]]) * edge
+        cx = int(position[m, 0] * cells) % edge
+        cy = int(position[m, 1] * cells) % edge
+        cz = int(position[m, 2] * cells) % edge
+        reached[s, (cz * edge + cy) * edge + cx] = now
+        if weight[m] < min_weight:
             continue
         if wanted[m] > seen[s]:
             seen[s] = wanted[m]
@@ -49,13 +59,16 @@ def _note(
 class Evidence:
     """What the samples of a training say about its nodes; one row per own slot."""
 
-    def __init__(self, slots: int):
+    def __init__(self, slots: int, occupancy_cells: int):
         self.seen = np.full(slots, -1.0, np.float32)
         """Largest wanted level of a sample that carried weight."""
         self.count = np.zeros((slots, 8), np.int32)
         """Samples per octant that wanted at least half a level more than the node has."""
         self.photos = np.zeros((slots, 8), np.int64)
         """Bit set over 63 groups of photos that those samples came from."""
+        self.edge = occupancy_cells
+        self.reached = np.zeros((slots, occupancy_cells**3), np.int32)
+        """When a ray last reached a cell before it ended, in whatever unit the caller counts."""
 
     def note(
         self,
@@ -66,12 +79,13 @@ class Evidence:
         photo: Int64,
         ray: Int32,
         links: tuple[Int32, Int32, Int32],
+        now: int = 0,
     ) -> None:
-        """Add the samples of one step. links: (level [S], top_level [R], treelet [S]) as in `Arena`."""
+        """Add the samples of one step. links: (level [S], top_level [R], treelet [S]) as in `Arena`. now: its time."""
         level, top_level, treelet = links
         _note(
             slot, wanted, weight, position, photo, ray, level, top_level, treelet,
-            self.seen.shape[0], MIN_WEIGHT, self.seen, self.count, self.photos,
+            self.seen.shape[0], MIN_WEIGHT, self.seen, self.count, self.photos, self.reached, self.edge, now,
         )  # fmt: skip
 
     def octants(self, min_count: int) -> tuple[Int64, Int64]:

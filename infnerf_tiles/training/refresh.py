@@ -34,11 +34,12 @@ def cell_optical_depth(
         position = state.local_position(slots, torch.from_numpy(local))
         features = torch.empty((len(part), state.shape.features))
         largest = torch.zeros(len(part))
-        for beta in (0.0, 1.0):
+        # at weight 0 a step is as long as the level above has it, whose picture this node then has to go on with
+        for beta, steps in ((0.0, 2.0), (1.0, 1.0)):
             kernels.encode_into(position, slots, torch.full((len(part),), beta), state.arena, features)
             with torch.no_grad():
                 sigma, _ = decoder.density(features)
-            largest = torch.maximum(largest, sigma)
+            largest = torch.maximum(largest, steps * sigma)
         gsd = frame.march.gsd_root / np.exp2(state.level[slot]).astype(np.float32)
         out[first : first + _BLOCK] = largest.numpy() * gsd * np.float32(frame.march.step)
     return out
@@ -53,8 +54,12 @@ def refresh_occupancy(
     threshold: float,
     decay: float,
     share: float = 0.25,
+    reached: Bool | None = None,
 ) -> None:
-    """Decay every cell, re-evaluate the occupied ones and a random share of the others, set the bits anew."""
+    """Decay every cell, re-evaluate the occupied ones and a random share of the others, set the bits anew.
+
+    reached: cells that may be occupied at all, bool [num_own, O, O, O]; None for all.
+    """
     occupied = state.occupied()
     ask: Bool = occupied | (rng.random(occupied.shape, dtype=np.float32) < share)
     cells = np.flatnonzero(ask)
@@ -63,4 +68,4 @@ def refresh_occupancy(
     ema *= np.float32(decay)
     flat = ema.reshape(-1)
     flat[cells] = np.maximum(flat[cells], depth)
-    state.set_occupied(ema > threshold)
+    state.set_occupied(ema > threshold if reached is None else (ema > threshold) & reached)

@@ -49,8 +49,10 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
         depth = np.maximum(
             depth, cell_optical_depth(state, trainer.shared.decoder, trainer.frame, candidates, rng)
         )
-    cells = np.zeros(state.ema[: state.num_own].shape, np.bool_)
+    cells: Bool = np.zeros(state.ema[: state.num_own].shape, np.bool_)
     cells.reshape(-1)[candidates] = np.maximum(depth, 0.5 * state.ema.reshape(-1)[candidates]) > threshold
+    if (reached := trainer.reached_cells()) is not None:
+        cells &= reached
     state.set_occupied(cells)
     slots = np.arange(state.num_own)
     keys, level = state.keys[slots], state.level[slots]

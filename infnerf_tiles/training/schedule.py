@@ -21,6 +21,10 @@ def coarsening(progress: float) -> int:
     return sum(progress < until for until in COARSE_FIRST)
 
 
+REACHED_PASSES = 0.12
+"""A cell that no ray has reached for that many passes over the pixels, nor any cell beside it, lies behind opaque matter
+and counts as empty: nobody sees what is there, and marching through it would cost most of a step."""
+
 PRIOR_STEPS = 96
 """Steps during which the occupancy stays as it started: a fresh field is thin everywhere and would empty all cells."""
 

@@ -26,6 +26,7 @@ from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
 from infnerf_tiles.training import checkpoint
 from infnerf_tiles.training.context import Context, scene_dataset
+from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
 from infnerf_tiles.training.pixels import Patches, PixelSet, all_patches
 from infnerf_tiles.training.result import TrainedTreelet, finish
@@ -216,6 +217,7 @@ def _trainer(
         grows=len(context.training_photos) >= MIN_PHOTOS,
         min_points=context.settings.octree.min_points,
         warm=warm,
+        depth=DepthTargets.of_treelet(context, state.top),
     )
 
 

@@ -9,20 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infnerf_tiles.arrays import Float64
+from infnerf_tiles.arrays import Bool, Float64, Int32
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Rays, Samples
 from infnerf_tiles.settings import TrainingSettings
+from infnerf_tiles.training.depth import RAY_SHARE, DepthBatch, DepthTargets, point_loss
 from infnerf_tiles.training.growth import Evidence
 from infnerf_tiles.training.pixels import PixelBatch, PixelSet
 from infnerf_tiles.training.refresh import refresh_occupancy
-from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, coarsening, learning_rate, refresh_due
+from infnerf_tiles.training.schedule import (
+    COARSE_FIRST,
+    GROWTH_FRACTIONS,
+    REACHED_PASSES,
+    coarsening,
+    learning_rate,
+    refresh_due,
+)
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, Moments, TrainingState
 from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
+from infnerf_tiles.volume.occupancy import dilate_cells
 from infnerf_tiles.volume.visibility import keep_reached
 
 _log = logging.getLogger(__name__)
@@ -31,6 +40,8 @@ _SHARED_RATE = 0.3
 """Learning rate of decoder, background and appearance relative to the features'."""
 _IDENTITY_PULL = 0.01
 """Weight that keeps the photos' transforms near the identity: it fixes the factor that they share with the scene."""
+_REACHED_SHIFT = 8
+"""Time in units of 256 rays, so that it fits 32 bits."""
 _STOP = 1e-4
 """Transmittance at which a training ray ends."""
 
@@ -56,14 +67,16 @@ class Trainer:
         grows: bool,
         min_points: int,
         warm: bool,
+        depth: DepthTargets | None = None,
     ):
         self.frame, self.state, self.shared, self.pixels, self.cameras = frame, state, shared, pixels, cameras
         self.settings, self.total_rays, self.seed, self.grows = settings, max(1, total_rays), seed, grows
         self.min_points = min_points
+        self.depth = depth if depth is not None and depth.count and settings.lambda_depth > 0 else None
         self.warm = warm
         """Whether the nodes start from features of the seed stage; a cold training draws coarse pixels first."""
         self.moments = Moments(state, frame.max_own_level - state.top.level + 1)
-        self.evidence = Evidence(state.capacity)
+        self.evidence = Evidence(state.capacity, state.shape.occupancy_cells)
         self.step = 0
         self.rays_done = 0
         self.samples_done = 0
@@ -101,13 +114,17 @@ class Trainer:
         coarser = 0 if self.warm else coarsening(self.progress)
         batch = self.pixels.draw(rng, num_rays, coarser)
         rays, basis = self.make_rays(batch, rng.random(num_rays), coarser)
+        points: DepthBatch | None = None
+        if self.depth is not None:
+            points = self.depth.draw(rng, int(num_rays * RAY_SHARE))
+            rays, basis = self._with_points(rays, basis, points, rng, coarser)
         # samples behind opaque matter are dropped next, so that more may be marched than are kept on average
         samples = self._kernels.march(
             rays, self.state.arena, self.frame.march, keep=2 * self.settings.samples_per_ray, adapt=True
         )
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         samples, known = self._visible(samples, basis)
-        loss, error, weights = self._loss(batch, samples, known, basis, generator)
+        loss, error, weights = self._loss(batch, points, rays, samples, known, basis, generator)
         if not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"treelet {self.state.top}: the loss of step {self.step} is {loss.item()}; the last good state is "
@@ -115,17 +132,17 @@ class Trainer:
             )
         loss.backward()  # type: ignore[no-untyped-call]
         self._update()
-        self._note(samples, weights, batch)
+        self._note(samples, weights, batch.photo if points is None else np.concatenate([batch.photo, points.photo]))
         self.step += 1
         self.rays_done += num_rays
         self.samples_done += samples.count
-        mean = samples.count / num_rays
+        mean = samples.count / rays.origins.shape[0]
         self.samples_per_ray = 0.8 * self.samples_per_ray + 0.2 * max(1.0, mean)
         self.recent_error = error if math.isnan(self.recent_error) else 0.98 * self.recent_error + 0.02 * error
         if refresh_due(self.step, self.settings.occupancy_every):
             refresh_occupancy(
                 self.state, self.shared.decoder, self.frame, rng,
-                threshold=self.settings.occupancy_threshold, decay=0.6,
+                threshold=self.settings.occupancy_threshold, decay=0.6, reached=self.reached_cells(),
             )  # fmt: skip
             _log.debug(
                 "treelet %s step %d: %.1f samples per ray, %.3f of the cells occupied, %.2f dB",
@@ -149,6 +166,25 @@ class Trainer:
             offset=torch.from_numpy(offset),
         )
         return rays, direction_basis(torch.from_numpy(directions))
+
+    def _with_points(
+        self, rays: Rays, basis: Tensor, points: DepthBatch, rng: np.random.Generator, coarser: int
+    ) -> tuple[Rays, Tensor]:
+        """The packet and its direction basis with the rays to points behind the rays to pixels."""
+        width = np.exp2(rng.integers(coarser, max(coarser, self.pixels.num_levels - 1) + 1, len(points.photo)))
+        root = self.frame.root
+        more = (
+            root.to_unit(points.origins),
+            points.directions / root.edge,
+            width / self.cameras.focals[points.photo],
+            rng.random(len(points.photo)),
+        )
+        own = (rays.origins, rays.directions, rays.footprint, rays.offset)
+        origins, directions, footprint, offset = (
+            torch.cat([a, torch.from_numpy(b)]) for a, b in zip(own, more, strict=True)
+        )
+        both = Rays(origins=origins, directions=directions, footprint=footprint, offset=offset)
+        return both, torch.cat([basis, direction_basis(torch.from_numpy(points.directions))])
 
     def _visible(self, samples: Samples, basis: Tensor) -> tuple[Samples, "_Known"]:
         """Drop samples behind opaque matter by a pass over densities alone; shade the frozen ones on the way."""
@@ -214,19 +250,29 @@ class Trainer:
         )
 
     def _loss(
-        self, batch: PixelBatch, samples: Samples, known: "_Known", basis: Tensor, generator: torch.Generator
+        self,
+        batch: PixelBatch,
+        points: DepthBatch | None,
+        rays: Rays,
+        samples: Samples,
+        known: "_Known",
+        basis: Tensor,
+        generator: torch.Generator,
     ) -> tuple[Tensor, float, Tensor]:
-        s = self.settings
+        s, num = self.settings, len(batch.photo)
         sigma, colour = self._shade(samples, known, basis)
         rgb, transmittance, _, weights = self._kernels.composite(
             samples.ray_start, sigma, colour, samples.t, samples.dt, stop=_STOP
         )
-        rgb = rgb + transmittance[:, None] * self.shared.background(basis, generator)
+        rgb = rgb[:num] + transmittance[:num, None] * self.shared.background(basis[:num], generator)
         photo = torch.from_numpy(batch.photo.astype(np.int64))
         shown = self.shared.appearance(photo, rgb)
         target = torch.from_numpy(batch.rgb)
         loss = s.lambda_rgb * colour_loss(s.loss, shown, target)
         error = float(((shown.detach() - target) ** 2).mean())
+        if points is not None and len(points.photo):
+            distance = torch.from_numpy(points.distance)
+            loss = loss + s.lambda_depth * point_loss(weights, samples, num, distance, rays.footprint[num:])
         if self.shared.trainable:
             loss = loss + _IDENTITY_PULL * self.shared.appearance.distance_from_identity()
         if s.lambda_distortion > 0:
@@ -258,13 +304,24 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _note(self, samples: Samples, weights: Tensor, batch: PixelBatch) -> None:
-        arena = self.state.arena
+    def _note(self, samples: Samples, weights: Tensor, photos: Int32) -> None:
+        arena, photo = self.state.arena, photos.astype(np.int64)
         self.evidence.note(
             samples.slot.numpy(), samples.wanted.numpy(), weights.numpy(), samples.position.numpy(),
-            batch.photo.astype(np.int64), samples.ray.numpy(),
-            (arena.level.numpy(), arena.top_level.numpy(), arena.treelet.numpy()),
+            photo, samples.ray.numpy(),
+            (arena.level.numpy(), arena.top_level.numpy(), arena.treelet.numpy()), self.rays_done >> _REACHED_SHIFT,
         )  # fmt: skip
+
+    def reached_cells(self) -> Bool | None:
+        """Own cells that rays reached lately, bool [num_own, O, O, O]; None while coarse footprints pass fine cells by."""
+        window = int(REACHED_PASSES * self.pixels.num_pixels)
+        begin = 0 if self.warm else int(COARSE_FIRST[-1] * self.total_rays)
+        since = self.rays_done - window
+        if since <= begin:
+            return None
+        o, own = self.evidence.edge, self.state.num_own
+        lately: Bool = self.evidence.reached[:own].reshape(own, o, o, o) >= since >> _REACHED_SHIFT
+        return dilate_cells(lately)
 
     def _grow(self) -> None:
         if not self.grows or self.growths >= len(GROWTH_FRACTIONS) or self.progress < GROWTH_FRACTIONS[self.growths]:
@@ -272,7 +329,9 @@ class Trainer:
         self.growths += 1
         slots, octants = self.evidence.octants(self.min_points)
         self.evidence.forget()
+        before = self.state.num_own
         added = self.state.add_children(slots, octants, self.frame.max_own_level)
+        self.evidence.reached[before : before + added] = self.rays_done >> _REACHED_SHIFT
         if added:
             _log.info("treelet %s: %d nodes grown, %d in all", self.state.top, added, self.state.num_own)
 

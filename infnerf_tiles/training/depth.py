@@ -1,0 +1,89 @@
+"""Sparse points as depth targets: the ray from a camera to a point that it saw meets nothing before the point."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infnerf_tiles.arrays import Float64, Int32, Int64
+from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.kernels.arena import Samples
+from infnerf_tiles.training.context import Context
+
+MAX_ERROR = 2.0
+"""Points with a larger reprojection error, in pixels of the stored photos, are no targets."""
+MIN_TRACK = 3
+RAY_SHARE = 0.2
+"""Rays to points, as a share of the rays to pixels of a step."""
+HALF_WIDTH = 4.0
+"""A ray's weight belongs within that many footprints of its point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthBatch:
+    """Rays to points drawn for one step; all arrays have one entry per ray."""
+
+    photo: Int32
+    origins: Float64
+    """float64 [D, 3], world."""
+    directions: Float64
+    """float64 [D, 3], unit, world."""
+    distance: Float64
+    """float64 [D], world units."""
+
+
+class DepthTargets:
+    """Observations (photo, point) of a treelet's sparse points."""
+
+    def __init__(self, centres: Float64, photo: Int32, xyz: Float64):
+        self.centres, self.photo, self.xyz = centres, photo, xyz
+
+    @property
+    def count(self) -> int:
+        return len(self.photo)
+
+    @classmethod
+    def of_treelet(cls, context: Context, top: NodeId) -> "DepthTargets":
+        """Observations by training photos of the reliable points in the treelet's cube; none without tracks."""
+        points, cameras = context.photos.points, context.photos.cameras
+        empty = cls(cameras.centres, np.empty(0, np.int32), np.empty((0, 3)))
+        if points is None or not len(points.track_photos):
+            return empty
+        unit = context.store.header.root.to_unit(points.xyz)
+        inside = (np.floor(unit * 2.0**top.level) == np.array([top.x, top.y, top.z])).all(axis=1)
+        good = inside & (points.track_lengths >= MIN_TRACK) & (points.error <= MAX_ERROR)
+        owner = np.repeat(np.arange(points.num_points), points.track_lengths)
+        chosen: Int64 = np.flatnonzero(good[owner] & ~context.photos.is_test[points.track_photos])
+        return cls(cameras.centres, points.track_photos[chosen], points.xyz[owner[chosen]])
+
+    def draw(self, rng: np.random.Generator, count: int) -> DepthBatch:
+        """Draw `count` observations uniformly."""
+        k = rng.integers(0, self.count, count)
+        photo = self.photo[k]
+        origins = self.centres[photo]
+        away = self.xyz[k] - origins
+        distance = np.linalg.norm(away, axis=1)
+        return DepthBatch(
+            photo=photo,
+            origins=origins,
+            directions=away / np.maximum(distance, 1e-12)[:, None],
+            distance=distance,
+        )
+
+
+def point_loss(weights: Tensor, samples: Samples, first: int, distance: Tensor, footprint: Tensor) -> Tensor:
+    """Mean of -log(weight near the point) over rays to points, after DS-NeRF (Deng et al. 2022) with a box for its bell.
+
+    Args:
+        weights: float32 [M] of all samples. first: rays from this one on lead to points.
+        distance: float64 [D], distance of each such ray's point. footprint: float64 [D], at distance 1.
+    """
+    count = distance.shape[0]
+    begin = int(samples.ray_start[first])
+    ray = samples.ray[begin:].long() - first
+    away = (samples.t[begin:].double() - distance[ray]).abs()
+    # a sample stands for an interval, so half of it counts too
+    near = away <= HALF_WIDTH * footprint[ray] * distance[ray] + 0.5 * samples.dt[begin:]
+    mass = torch.zeros(count).index_add(0, ray, weights[begin:] * near)
+    return -torch.log(mass + 1e-2).mean()
