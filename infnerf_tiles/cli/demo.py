@@ -22,15 +22,15 @@ from infnerf_tiles.settings import Settings, load_settings
 _RECORD = "demo.json"
 _FORM = "infnerf-tiles demo"
 _STAGES = ("photos", "build", "train", "eval", "pictures")
-_BLOCKS = (3, 3)
+_BLOCKS = (2, 2)
 _RESUMES = "what is done is kept, and the same command goes on from there"
 
 
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default=Path("infnerf-demo"))
 @click.option(
-    "--photos", "num_photos", type=click.IntRange(min=8), default=48, metavar="N", help="Photos to take of the city."
+    "--photos", "num_photos", type=click.IntRange(min=8), default=40, metavar="N", help="Photos to take of the city."
 )
-@click.option("--size", metavar="WxH", default="320x240", callback=size_of, help="Size of the photos, in pixels.")
+@click.option("--size", metavar="WxH", default="256x192", callback=size_of, help="Size of the photos, in pixels.")
 @click.option("--frames", type=click.IntRange(min=1), default=24, metavar="N", help="Frames of the film.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
 @settings_options

@@ -1,5 +1,7 @@
 """How the index changes when a stage is done: warm rows after the seed stage, trained rows and growth per treelet."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from infnerf_tiles.arrays import AnyArray, Int32, Int64
@@ -10,12 +12,13 @@ from infnerf_tiles.store.journal import JournalRecord
 
 
 def with_warm_rows(
-    octree: Octree, band_levels: tuple[int, ...], keys: Int64, slots: Int32, base_slot: int
+    octree: Octree, band_levels: tuple[int, ...], keys: Int64, slots: Int32, base_slots: Mapping[int, int]
 ) -> SceneIndex:
-    """A planned index of the octree in which these nodes name rows of the seed stage, and so does the root's base."""
+    """A planned index of the octree in which these nodes, and bases by treelet root key, name rows of the seed stage."""
     planned = SceneIndex.planned(cut(octree, band_levels))
     planned.slots[np.searchsorted(planned.keys, keys)] = slots
-    planned.base_slots[planned.root_keys == 0] = base_slot
+    for key, slot in base_slots.items():
+        planned.base_slots[planned.root_keys == key] = slot
     return planned
 
 

@@ -11,9 +11,13 @@ def learning_rate(progress: float, first: float, last: float, *, warmup: float =
     return float(rate * min(1.0, 0.1 + 0.9 * p / warmup)) if warmup > 0 else float(rate)
 
 
+WARM_RATE = 0.1
+"""Share of the learning rate that a training with features from the seed stage starts with. Adam's first steps are as
+long as the rate whatever the gradient: at the full rate they would undo what is there."""
+
 COARSE_FIRST = (0.03, 0.08, 0.15, 0.25)
-"""Progress up to which a cold training pretends that pixels are 16, 8, 4 and 2 times as wide. Such rays take that
-many times fewer samples and clear the air with coarse features, before the finer ones would have to do it cell by cell."""
+"""Progress up to which a cold training pretends that pixels are 16, 8, 4 and 2 times as wide. Such rays take that many
+times fewer samples and clear the air with coarse features, before finer ones would have to do it cell by cell."""
 
 
 def coarsening(progress: float) -> int:
@@ -21,16 +25,16 @@ def coarsening(progress: float) -> int:
     return sum(progress < until for until in COARSE_FIRST)
 
 
-REACHED_PASSES = 0.12
-"""A cell that no ray has reached for that many passes over the pixels, nor any cell beside it, lies behind opaque matter
-and counts as empty: nobody sees what is there, and marching through it would cost most of a step."""
+REACHED_PASSES = 0.05
+"""A cell that no ray has reached for that many passes over the pixels, nor any cell beside it, lies behind opaque
+matter and counts as empty: nobody sees what is there, and marching through it would cost most of a step."""
 
 PRIOR_STEPS = 96
 """Steps during which the occupancy stays as it started: a fresh field is thin everywhere and would empty all cells."""
 
 
 def refresh_due(step: int, every: int) -> bool:
-    """Whether occupancy is refreshed after this step: a quarter as far apart up to step 1024, not at all at the start."""
+    """Whether occupancy is refreshed after this step: four times as often up to step 1024, not at all at the start."""
     if step < PRIOR_STEPS:
         return False
     return step % (every if step >= 1024 else max(1, every // 4)) == 0

@@ -101,16 +101,16 @@ def warm_start(context: Context, index: SceneIndex, state: TrainingState) -> Boo
 
 
 def start_base(context: Context, index: SceneIndex, row: int, state: TrainingState) -> None:
-    """Set the base: the treelet above at its finest level, or for the octree's root what the seed stage left."""
+    """Set the base: what the seed stage left, else the treelet above at its finest level, else zero (the first one)."""
     arena = state.arena
     above = int(arena.above[0])
     rows = state.shape.base_rows
-    if above >= 0:
-        top = state.top
-        state.dense[:rows] = base_from_above(arena, (top.x, top.y, top.z), above)
-    elif index.base_slots[row] >= 0:
+    if index.base_slots[row] >= 0:
         base = context.store.read_base(int(index.base_slots[row]))
         state.dense[:rows] = torch.from_numpy(dense_rows_of_base(base, state.shape))
+    elif above >= 0:
+        top = state.top
+        state.dense[:rows] = base_from_above(arena, (top.x, top.y, top.z), above)
 
 
 def start_occupancy(context: Context, state: TrainingState, filled: Bool) -> Bool:

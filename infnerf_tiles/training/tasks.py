@@ -14,6 +14,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
+from infnerf_tiles.field.treelet import base_from_above
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.cpu import set_threads
@@ -28,6 +29,7 @@ from infnerf_tiles.training import checkpoint
 from infnerf_tiles.training.context import Context, scene_dataset
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
+from infnerf_tiles.training.merge import with_warm_rows
 from infnerf_tiles.training.pixels import Patches, PixelSet, all_patches
 from infnerf_tiles.training.result import TrainedTreelet, finish
 from infnerf_tiles.training.seed import seed_nodes, seed_patches
@@ -136,7 +138,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         trainer = _trainer(context, frame, state, shared, pixels, rays, warm=False)
         _run(context, trainer, "seed", progress)
         trained = finish(trainer, s.training.occupancy_threshold, np.empty(0, np.int64))
-        _write_seed(context, index, trained, shared, pixels)
+        _write_seed(context, index, trained, trainer)
         drop_checkpoint(store, str(top))
         return _report("seed", trainer, trained, started)
 
@@ -263,22 +265,31 @@ def _held(index: SceneIndex, row: int) -> Int64:
     return np.intersect1d(parents, mine)
 
 
-def _write_seed(
-    context: Context, index: SceneIndex, trained: TrainedTreelet, shared: Shared, pixels: PixelSet
-) -> None:
-    store = context.store
-    from infnerf_tiles.training.merge import with_warm_rows
-
+def _write_seed(context: Context, index: SceneIndex, trained: TrainedTreelet, trainer: Trainer) -> None:
+    store, shared, state = context.store, trainer.shared, trainer.state
+    bands = store.header.band_levels
     slots = store.allocate(len(trained.keys))
-    base_slot = store.allocate_treelets(1).start
+    # every treelet starts from the coarse features that its own nodes' residuals were trained with: those of its parent
+    # move on while the parent is trained
+    roots = trained.keys[np.isin(key_levels(trained.keys), bands[1:])]
+    base_slots = store.allocate_treelets(1 + len(roots))
+    v = context.shape.base_cells + 1
+    for key, slot in zip(roots.tolist(), base_slots[1:], strict=True):
+        node = NodeId.from_key(key)
+        above = int(np.flatnonzero(state.keys == node.parent.key)[0])
+        base = base_from_above(state.arena, (node.x, node.y, node.z), above)[: v**3]
+        store.write_base(slot, base.numpy().reshape(v, v, v, -1).astype(np.float16))
     for k, slot in enumerate(slots):
         store.write_node(slot, trained.tables[k], trained.occupancy[k])
-    store.write_base(base_slot, trained.base)
+    store.write_base(base_slots.start, trained.base)
     octree = Octree.from_keys(np.union1d(index.keys, trained.keys))
-    warm = with_warm_rows(octree, store.header.band_levels, trained.keys, np.array(slots, np.int32), base_slot)
+    warm = with_warm_rows(
+        octree, bands, trained.keys, np.array(slots, np.int32),
+        dict(zip([0, *roots.tolist()], base_slots, strict=True)),
+    )  # fmt: skip
     store.commit(warm)
     known = np.zeros(context.photos.num_photos, np.uint8)
-    known[np.unique(pixels.patches.photo)] = 1
+    known[np.unique(trainer.pixels.patches.photo)] = 1
     store.write_small("appearance", {"affine": shared.appearance.affine.detach().numpy(), "known": known})
     store.write_small("background", {"coefficients": shared.background.coefficients.detach().numpy()})
     store.write_small("decoder", dict(shared.decoder.to_arrays()))

@@ -24,6 +24,7 @@ from infnerf_tiles.training.schedule import (
     COARSE_FIRST,
     GROWTH_FRACTIONS,
     REACHED_PASSES,
+    WARM_RATE,
     coarsening,
     learning_rate,
     refresh_due,
@@ -295,7 +296,8 @@ class Trainer:
         return transparency_loss(sigma, self.frame.march.gsd_root / torch.exp2(level.float()))
 
     def _update(self) -> None:
-        rate = learning_rate(self.progress, self.settings.lr, self.settings.lr_final)
+        first = self.settings.lr * (WARM_RATE if self.warm else 1.0)
+        rate = learning_rate(self.progress, max(first, self.settings.lr_final), self.settings.lr_final)
         for value, gradient, first, second, marks in self.moments.groups(self.state):
             self._kernels.adam(value, gradient, first, second, marks, step=self.step + 1, rate=rate)
         if self.optimizer is not None:
@@ -313,7 +315,7 @@ class Trainer:
         )  # fmt: skip
 
     def reached_cells(self) -> Bool | None:
-        """Own cells that rays reached lately, bool [num_own, O, O, O]; None while coarse footprints pass fine cells by."""
+        """Own cells that rays reached lately, bool [num_own, O, O, O]; None while coarse rays pass them by."""
         window = int(REACHED_PASSES * self.pixels.num_pixels)
         begin = 0 if self.warm else int(COARSE_FIRST[-1] * self.total_rays)
         since = self.rays_done - window

@@ -169,7 +169,7 @@ def planned(rng: np.random.Generator) -> SceneIndex:
     level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
     octree = Octree.from_keys(rng.choice(level3, 20, replace=False))
     keys = octree.keys[::3]
-    return with_warm_rows(octree, BANDS, keys, np.arange(len(keys), dtype=np.int32), 3)
+    return with_warm_rows(octree, BANDS, keys, np.arange(len(keys), dtype=np.int32), {0: 3})
 
 
 def test_warm_rows_stay_planned(rng: np.random.Generator) -> None:
