@@ -99,9 +99,9 @@ class TrainingSettings(_Section):
     """Seed of every random draw."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps per treelet; not set: derived from `passes`."""
-    passes: float = Field(default=3.0, gt=0.0, le=1e4)
+    passes: float = Field(default=0.6, gt=0.0, le=1e4)
     """Times that every pixel of a treelet is drawn, on average."""
-    seed_share: float = Field(default=0.35, ge=0.0, lt=1.0)
+    seed_share: float = Field(default=0.6, ge=0.0, lt=1.0)
     """Share of the ray budget spent in the seed stage, which fixes the decoder and the appearance."""
     seed_nodes: int = Field(default=800, ge=1)
     """Most nodes that the seed stage trains together."""
@@ -133,8 +133,6 @@ class TrainingSettings(_Section):
     """Seconds between the states kept of a treelet in training; a kill loses at most this much of it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the decoder's products; auto takes bfloat16 where the device is faster with it."""
-    time_limit: float | None = Field(default=None, gt=0.0)
-    """Seconds for the whole scene, to which the schedule is shortened; not set: no limit."""
 
     @model_validator(mode="after")
     def _agrees(self) -> "TrainingSettings":

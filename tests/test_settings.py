@@ -100,7 +100,6 @@ def test_a_key_of_another_section_is_pointed_at_there() -> None:
         "training.lr=nan",
         "training.lr=inf",
         "training.seed=-1",
-        "training.time_limit=0",
         "training.lr_final=0.5",  # above lr
         "training.samples_per_ray=4096 ",  # above samples_per_step once that is small
         "octree.max_level=19",  # ids end at level 18
@@ -167,7 +166,7 @@ def test_settings_are_immutable() -> None:
 
 
 def test_settings_survive_being_stored_as_json() -> None:
-    settings = load_settings("city", ["training.time_limit=600", "rendering.memory_budget=123456"])
+    settings = load_settings("city", ["training.steps=600", "rendering.memory_budget=123456"])
     assert parse_settings(json.loads(json.dumps(settings.model_dump(mode="json")))) == settings
 
 

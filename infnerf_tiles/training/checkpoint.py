@@ -9,7 +9,7 @@ import torch
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.training.trainer import Trainer
 
-_COUNTERS = ("step", "rays_done", "samples_done", "samples_per_ray", "growths", "recent_error")
+_COUNTERS = ("step", "rays_done", "samples_done", "samples_per_ray", "growths", "coarse_until", "recent_error")
 
 
 def save(trainer: Trainer) -> tuple[dict[str, AnyArray], dict[str, Any]]:

@@ -78,6 +78,7 @@ class Context:
             appearance=Appearance(self.photos.num_photos),
             background=Background(s.field.background),
             trainable=True,
+            learns_appearance=s.field.appearance,
         )
 
     def read_shared(self) -> Shared:

@@ -73,7 +73,7 @@ class DepthTargets:
 
 
 def point_loss(weights: Tensor, samples: Samples, first: int, distance: Tensor, footprint: Tensor) -> Tensor:
-    """Mean of -log(weight near the point) over rays to points, after DS-NeRF (Deng et al. 2022) with a box for its bell.
+    """Mean of -log(weight near the point) over rays to points: DS-NeRF (Deng et al. 2022) with a box for its bell.
 
     Args:
         weights: float32 [M] of all samples. first: rays from this one on lead to points.

@@ -14,7 +14,7 @@ from infnerf_tiles.store.journal import JournalRecord
 def with_warm_rows(
     octree: Octree, band_levels: tuple[int, ...], keys: Int64, slots: Int32, base_slots: Mapping[int, int]
 ) -> SceneIndex:
-    """A planned index of the octree in which these nodes, and bases by treelet root key, name rows of the seed stage."""
+    """A planned index of the octree; these nodes, and bases by treelet root key, name rows of the seed stage."""
     planned = SceneIndex.planned(cut(octree, band_levels))
     planned.slots[np.searchsorted(planned.keys, keys)] = slots
     for key, slot in base_slots.items():

@@ -20,10 +20,13 @@ class Shared:
     appearance: Appearance
     background: Background
     trainable: bool
+    learns_appearance: bool = True
+    """Whether photos have transforms of their own; otherwise all stay the identity."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All shared parameters."""
-        return [*self.decoder.parameters(), *self.appearance.parameters(), *self.background.parameters()]
+        """All shared parameters that learn."""
+        appearance = list(self.appearance.parameters()) if self.learns_appearance else []
+        return [*self.decoder.parameters(), *appearance, *self.background.parameters()]
 
     def load_arrays(
         self, decoder: Mapping[str, AnyArray], appearance: Mapping[str, AnyArray], background: Mapping[str, AnyArray]

@@ -21,7 +21,6 @@ from infnerf_tiles.training.growth import Evidence
 from infnerf_tiles.training.pixels import PixelBatch, PixelSet
 from infnerf_tiles.training.refresh import refresh_occupancy
 from infnerf_tiles.training.schedule import (
-    COARSE_FIRST,
     GROWTH_FRACTIONS,
     REACHED_PASSES,
     WARM_RATE,
@@ -83,11 +82,14 @@ class Trainer:
         self.samples_done = 0
         self.samples_per_ray = float(settings.samples_per_ray)
         self.growths = 0
+        self.coarse_until = 0
+        """Rays that had been drawn when footprints became the photos' own."""
         self.recent_error = math.nan
         """Decayed mean squared colour error."""
         self.optimizer = (
             torch.optim.Adam(shared.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-15) if shared.trainable else None
         )
+        shared.appearance.requires_grad_(False)
         for parameter in shared.parameters():
             parameter.requires_grad_(shared.trainable)
         self._kernels = for_device(state.arena.device)
@@ -95,12 +97,14 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the rays that have been drawn."""
+        """Share of the training that is done: of its steps if their number is set, else of its rays."""
+        if self.settings.steps is not None:
+            return min(1.0, self.step / self.settings.steps)
         return min(1.0, self.rays_done / self.total_rays)
 
     def run(self, on_step: Callable[["Trainer"], None] | None = None) -> None:
         """Train to the end; `on_step` is called after each step (checkpoints, progress)."""
-        while self.rays_done < self.total_rays:
+        while self.progress < 1.0:
             self.train_step()
             if on_step is not None:
                 on_step(self)
@@ -113,6 +117,8 @@ class Trainer:
         rng = np.random.default_rng((*self.seed, self.step))
         num_rays = max(64, int(self.settings.samples_per_step / max(self.samples_per_ray, 1.0)))
         coarser = 0 if self.warm else coarsening(self.progress)
+        if coarser:
+            self.coarse_until = self.rays_done + num_rays
         batch = self.pixels.draw(rng, num_rays, coarser)
         rays, basis = self.make_rays(batch, rng.random(num_rays), coarser)
         points: DepthBatch | None = None
@@ -296,8 +302,8 @@ class Trainer:
         return transparency_loss(sigma, self.frame.march.gsd_root / torch.exp2(level.float()))
 
     def _update(self) -> None:
-        first = self.settings.lr * (WARM_RATE if self.warm else 1.0)
-        rate = learning_rate(self.progress, max(first, self.settings.lr_final), self.settings.lr_final)
+        start = max(self.settings.lr * (WARM_RATE if self.warm else 1.0), self.settings.lr_final)
+        rate = learning_rate(self.progress, start, self.settings.lr_final)
         for value, gradient, first, second, marks in self.moments.groups(self.state):
             self._kernels.adam(value, gradient, first, second, marks, step=self.step + 1, rate=rate)
         if self.optimizer is not None:
@@ -317,9 +323,8 @@ class Trainer:
     def reached_cells(self) -> Bool | None:
         """Own cells that rays reached lately, bool [num_own, O, O, O]; None while coarse rays pass them by."""
         window = int(REACHED_PASSES * self.pixels.num_pixels)
-        begin = 0 if self.warm else int(COARSE_FIRST[-1] * self.total_rays)
         since = self.rays_done - window
-        if since <= begin:
+        if since <= (0 if self.warm else self.coarse_until):
             return None
         o, own = self.evidence.edge, self.state.num_own
         lately: Bool = self.evidence.reached[:own].reshape(own, o, o, o) >= since >> _REACHED_SHIFT

@@ -36,15 +36,6 @@ def distortion_loss(weights: Tensor, position: Tensor, length: Tensor, ray_start
     return (between + within) / num
 
 
-def depth_loss(depth: Tensor, transmittance: Tensor, target: Tensor) -> Tensor:
-    """Mean |log(expected depth / target)| over rays with a target > 0; depth is premultiplied by opacity."""
-    known = target > 0
-    if not bool(known.any()):
-        return depth.sum() * 0.0
-    expected = depth[known] / (1.0 - transmittance[known]).clamp(min=1e-3)
-    return (expected.clamp(min=1e-6) / target[known]).log().abs().mean()
-
-
 def transparency_loss(sigma: Tensor, gsd: Tensor) -> Tensor:
     """Mean |exp(-sigma GSD) - 1| over points: keeps density out of places that no photo asks for (InfNeRF)."""
     return (1.0 - torch.exp(-sigma * gsd)).mean()

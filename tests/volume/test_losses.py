@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infnerf_tiles.volume.losses import colour_loss, depth_loss, distortion_loss, transparency_loss
+from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
 
 
 def test_colour_losses(rng: np.random.Generator) -> None:
@@ -91,24 +91,6 @@ def test_rays_do_not_mix_in_the_distortion(rng: np.random.Generator) -> None:
     head = slice(0, int(start[2990]))
     rest = distortion_loss(weights[head], position[head], length[head], start[:2991], ray[head])
     torch.testing.assert_close(whole * 3000, rest * 2990 + some * 10, rtol=1e-4, atol=0.0)
-
-
-def test_depth_loss() -> None:
-    opacity = torch.tensor([1.0, 0.5, 0.9, 0.0])
-    target = torch.tensor([2.0, 4.0, 0.0, 5.0])
-    expected_depth = torch.tensor([2.0, 8.0, 100.0, 0.0])
-    loss = depth_loss(expected_depth * opacity, 1 - opacity, target)
-    # exact, twice too far, no target, nothing hit: the last is held at 1e-6
-    assert loss.item() == pytest.approx((0.0 + math.log(2) + math.log(5 / 1e-6)) / 3, rel=1e-5)
-
-
-def test_depth_loss_without_targets_is_zero_and_differentiable() -> None:
-    depth = torch.ones(3, requires_grad=True)
-    loss = depth_loss(depth, torch.zeros(3), torch.zeros(3))
-    torch.autograd.backward(loss)
-    assert loss.item() == 0.0
-    assert depth.grad is not None
-    assert not depth.grad.any()
 
 
 def test_transparency_loss() -> None:
