@@ -25,7 +25,7 @@ def links_of(state: TrainingState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_evidence_counts_as_a_slow_loop_does(rng: np.random.Generator) -> None:
     state = new_state()
-    evidence = Evidence(state.capacity)
+    evidence = Evidence(state.capacity, state.shape.occupancy_cells)
     seen: dict[int, float] = {}
     count: dict[tuple[int, int], int] = {}
     photos: dict[tuple[int, int], set[int]] = {}
@@ -66,7 +66,7 @@ def test_evidence_counts_as_a_slow_loop_does(rng: np.random.Generator) -> None:
 def test_few_photos_are_no_evidence_however_many_samples() -> None:
     state = new_state(1)
     for photos, grows in ((MIN_PHOTOS - 1, False), (MIN_PHOTOS, True)):
-        evidence = Evidence(state.capacity)
+        evidence = Evidence(state.capacity, state.shape.occupancy_cells)
         ray = np.arange(60, dtype=np.int32)
         ones = np.ones(60, np.float32)
         position = np.full((60, 3), 0.3, np.float32)
@@ -80,7 +80,7 @@ def test_few_photos_are_no_evidence_however_many_samples() -> None:
 
 def test_frozen_slots_leave_no_evidence() -> None:
     state = new_state(1)
-    evidence = Evidence(4)
+    evidence = Evidence(4, state.shape.occupancy_cells)
     one = np.ones(1, np.float32)
     evidence.note(
         np.array([4], np.int32), 9 * one, one, np.full((1, 3), 0.3, np.float32), np.zeros(1, np.int64),
