@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from infnerf_tiles.field.decoder import DIRECTION_BASIS, Decoder, DecoderShape, direction_basis
+from infnerf_tiles.field.decoder import DENSITY_GAIN, DIRECTION_BASIS, Decoder, DecoderShape, direction_basis
 
 SHAPE = DecoderShape(features=8, hidden=64, geometry_features=15, gsd_ref=0.25, density_bias=5.0, max_exponent=9.0)
 
@@ -36,7 +36,7 @@ def test_density_is_the_exponential_of_a_linear_channel(rng: np.random.Generator
     shifted = features.clone()
     shifted[:, 0] += 1.5
     ratio = decoder.density(shifted)[0] / decoder.density(features)[0]
-    torch.testing.assert_close(ratio, torch.full((20,), math.exp(1.5)), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(ratio, torch.full((20,), math.exp(1.5 * DENSITY_GAIN)), rtol=1e-5, atol=0.0)
     with torch.no_grad():
         decoder.density_out.weight[0], decoder.density_out.bias[0] = 0.0, 0.0
     expected = torch.exp(features[:, 0] - 5.0) / 0.25

@@ -270,7 +270,7 @@ def _changed(**training: Any) -> Settings:
 
 def test_other_settings_are_refused_unless_accepted(done: tuple[str, TrainSummary], tmp_path: Path) -> None:
     scene = copy_scene(done[0], tmp_path / "scene.zarr")
-    with pytest.raises(SettingsError, match=r"training.lr 0.005 instead of 0.01.*--accept-changes"):
+    with pytest.raises(SettingsError, match=r"training.lr 0.005 instead of 0.02.*--accept-changes"):
         train(scene, settings=_changed(lr=5e-3), threads=1)
     summary = train(scene, settings=_changed(lr=5e-3), accept_changes=True, threads=1)
     assert summary.treelets == 0

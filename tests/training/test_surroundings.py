@@ -1,6 +1,7 @@
 """What a treelet finds around it, what it starts from, and which pixels it gets."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import infnerf_tiles.pipelines.train as pipeline
 import numpy as np
@@ -113,7 +114,8 @@ def test_a_new_treelet_starts_as_the_field_above(context: Context, index: SceneI
         keys = index.keys[index.treelets == row]
         around = read_surroundings(context, index, top, 1)
         state = TrainingState(context.shape, top, keys, len(keys) + 4, around)
-        start_base(context, index, row, state)
+        # as if the seed stage had left no base for it
+        start_base(context, replace(index, base_slots=np.full_like(index.base_slots, -1)), row, state)
         inside = torch.from_numpy(rng.random((500, 3), np.float32))
         slots = torch.zeros(500, dtype=torch.int32)
         own, above = torch.empty((500, context.shape.features)), torch.empty((500, context.shape.features))
@@ -125,6 +127,16 @@ def test_a_new_treelet_starts_as_the_field_above(context: Context, index: SceneI
         encode_into(place.float(), holder, torch.ones(500), state.arena, above)
         assert above.abs().max() > 0.01
         assert torch.allclose(own, above, atol=1e-5)
+
+
+def test_a_base_of_the_seed_stage_is_taken_as_it_is(context: Context, index: SceneIndex) -> None:
+    row = next(r for r in second_band(index) if index.base_slots[r] >= 0)
+    top = NodeId.from_key(int(index.root_keys[row]))
+    keys = index.keys[index.treelets == row]
+    state = TrainingState(context.shape, top, keys, len(keys) + 4, read_surroundings(context, index, top, 1))
+    start_base(context, index, row, state)
+    stored = context.store.read_base(int(index.base_slots[row])).reshape(-1, context.shape.features)
+    assert np.array_equal(state.dense[: len(stored)].numpy(), stored.astype(np.float32))
 
 
 def test_warm_rows_are_taken_and_the_others_start_empty(context: Context, index: SceneIndex) -> None:

@@ -191,7 +191,7 @@ def test_gradients_reach_own_nodes_alone(rng: np.random.Generator) -> None:
     samples, frozen = t._visible(samples, basis)
     assert frozen.sigma is not None
     assert not frozen.sigma.requires_grad
-    loss, _, _ = t._loss(batch, samples, frozen, basis, torch.Generator().manual_seed(0))
+    loss, _, _ = t._loss(batch, None, rays, samples, frozen, basis, torch.Generator().manual_seed(0))
     loss.backward()  # type: ignore[no-untyped-call]
     g = t.moments.gradients
     assert g.tables.shape[0] == t.state.capacity
@@ -271,12 +271,12 @@ def test_optical_depth_takes_the_larger_of_with_and_without_the_residual() -> No
     state.tables[0, :, 0] = -40.0
     with_residual = cell_optical_depth(state, t.shared.decoder, t.frame, np.arange(o**3), np.random.default_rng(0))
     assert np.allclose(base_only, with_residual)
-    state.tables[0, :, 0] = 0.3
+    state.tables[0, :, 0] = 0.6
     denser = cell_optical_depth(state, t.shared.decoder, t.frame, np.arange(o**3), np.random.default_rng(0))
     assert (denser > 2.0 * base_only).all()
-    # a cell of a node one level down is half as long
+    # a node one level down without features of its own goes on with what its parent shows, at the parent's step length
     finer = cell_optical_depth(state, t.shared.decoder, t.frame, o**3 + np.arange(o**3), np.random.default_rng(0))
-    assert np.allclose(finer, denser / 2, rtol=1e-3)
+    assert np.allclose(finer, denser, rtol=1e-3)
 
 
 def test_rays_of_a_batch_are_those_of_its_pixels() -> None:
