@@ -39,7 +39,7 @@ def test_density_is_the_exponential_of_a_linear_channel(rng: np.random.Generator
     torch.testing.assert_close(ratio, torch.full((20,), math.exp(1.5 * DENSITY_GAIN)), rtol=1e-5, atol=0.0)
     with torch.no_grad():
         decoder.density_out.weight[0], decoder.density_out.bias[0] = 0.0, 0.0
-    expected = torch.exp(features[:, 0] - 5.0) / 0.25
+    expected = torch.exp(DENSITY_GAIN * features[:, 0] - 5.0) / 0.25
     torch.testing.assert_close(decoder.density(features)[0], expected, rtol=1e-5, atol=0.0)
 
 
