@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, UInt8
-from infnerf_tiles.kernels.cpu.threads import parallel_region
+from infnerf_tiles.arrays import Bool, Float64, Int32, UInt8
 
 
 def pack_cells(cells: Bool) -> UInt8:
@@ -99,16 +98,3 @@ def any_occupied(bits: UInt8, level: Int32, children: Int32) -> UInt8:
         has = np.where(below >= 0, result[np.maximum(below, 0)], 0).max(axis=1)
         result[slots] |= has.astype(np.uint8)
     return result
-
-
-def decayed_maximum(ema: Float32, cell: Int32, density: Float32, decay: float) -> None:
-    """ema[cell] = max(decay * ema[cell], density), in place, for distinct flat cell numbers."""
-    with parallel_region():
-        _decayed_maximum(ema, cell, density, decay)
-
-
-@njit(cache=True, parallel=True)
-def _decayed_maximum(ema: Float32, cell: Int32, density: Float32, decay: float) -> None:
-    for k in prange(cell.shape[0]):
-        c = cell[k]
-        ema[c] = max(np.float32(decay) * ema[c], density[k])

@@ -14,7 +14,6 @@ from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.volume.occupancy import (
     any_occupied,
     cells_of_points,
-    decayed_maximum,
     dilate_cells,
     pack_cells,
     unpack_cells,
@@ -128,13 +127,3 @@ def test_reach_crosses_nodes_and_stops_at_the_cube() -> None:
     assert corner.sum() == 8 + 8
     nothing = cells_of_points(np.zeros((0, 3)), *links, root=arena.root, occupancy_cells=4)
     assert not nothing.any()
-
-
-def test_decayed_maximum(rng: np.random.Generator) -> None:
-    ema = rng.random(100).astype(np.float32)
-    cell = rng.permutation(100)[:40].astype(np.int32)
-    density = rng.random(40).astype(np.float32)
-    expected = ema.copy()
-    expected[cell] = np.maximum(np.float32(0.7) * ema[cell], density)
-    decayed_maximum(ema, cell, density, 0.7)
-    np.testing.assert_array_equal(ema, expected)
