@@ -122,9 +122,7 @@ def build(
         band_levels=bands,
         max_level=max_level,
         gsd_ref=gsd_root / 2.0 ** max(0, max_level - 2),
-        settings=stored_settings(
-            settings, Inputs(dataset=absolute(data) or "", images=absolute(images))
-        ),
+        settings=stored_settings(settings, Inputs(dataset=absolute(data) or "", images=absolute(images))),
         georeference=georeference,
         capacity=max(256, 2 * octree.num_nodes),
         treelet_capacity=max(16, 2 * len(treelets)),
@@ -180,9 +178,7 @@ def _evidence(photos: PosedPhotos) -> Int64:
     return np.flatnonzero(good)
 
 
-def _root_cube(
-    photos: PosedPhotos, evidence: Int64, settings: Settings, bounds: tuple[float, ...] | None
-) -> RootCube:
+def _root_cube(photos: PosedPhotos, evidence: Int64, settings: Settings, bounds: tuple[float, ...] | None) -> RootCube:
     if bounds is not None:
         lo, hi = np.array(bounds[:3], np.float64), np.array(bounds[3:], np.float64)
         if len(bounds) != 6 or not (np.isfinite(bounds).all() and (hi > lo).all()):

@@ -112,7 +112,8 @@ def _eval_tables(report: "EvalReport") -> list[RenderableType]:
         rows = [(region.treelet, region.pixels, decibel(region.psnr)) for region in worst]
         tables.append(table(title, ("region", "pixels", "PSNR"), rows))
     strips = [(s.where, s.pixels, _ratio(s.error_ratio), _ratio(s.gradient_ratio)) for s in report.strips]
-    tables.append(table("seams: surface pixels near faces", ("where", "pixels", "error", "gradients"), strips))
+    title = "seams: surface pixels at faces, against those beside"
+    tables.append(table(title, ("where", "pixels", "error", "gradients"), strips))
     return tables
 
 

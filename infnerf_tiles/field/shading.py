@@ -57,6 +57,7 @@ def shade(arena: Arena, decoder: Decoder, samples: Samples, basis: Tensor) -> tu
     """
     ray = samples.ray.long()
     sigma, colour = evaluate_nodes(arena, decoder, samples.position, samples.slot, samples.beta, basis[ray])
+    sigma *= samples.blend
     mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
     if mixed.numel():
         ones = torch.ones_like(samples.blend[mixed])
@@ -64,6 +65,6 @@ def shade(arena: Arena, decoder: Decoder, samples: Samples, basis: Tensor) -> tu
             arena, decoder, samples.position_above[mixed], samples.slot_above[mixed], ones, basis[ray[mixed]]
         )
         blend = samples.blend[mixed]
-        sigma[mixed] = blend * sigma[mixed] + (1.0 - blend) * sigma_above
+        sigma[mixed] += (1.0 - blend) * sigma_above
         colour[mixed] = blend[:, None] * colour[mixed] + (1.0 - blend[:, None]) * colour_above
     return sigma, colour

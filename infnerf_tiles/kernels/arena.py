@@ -125,9 +125,9 @@ class Samples:
     """float32 [M, 3]: in the cube of the node's treelet root, [0, 1). Inside the node `slot` even after rounding, since
     `encode` takes the place within a node from the position alone."""
     blend: Tensor
-    """float32 [M]: weight of this treelet's output; the rest is the treelet above's."""
+    """float32 [M]: weight of this treelet's density, and of its colour where `slot_above` adds the rest."""
     slot_above: Tensor
-    """int32 [M]: node of the treelet above that draws the rest, or -1 where blend is 1."""
+    """int32 [M]: node of the treelet above that draws the rest, or -1 where blend is 1 or that one is empty there."""
     position_above: Tensor
     """float32 [M, 3]: position in the cube of that node's treelet root."""
     next_step: Tensor

@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 
-from infnerf_tiles.arrays import Bool, Float32, Int64
+from infnerf_tiles.arrays import Bool, Float32, Int32, Int64
 from infnerf_tiles.field.decoder import Decoder
+from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.training.state import Frame, TrainingState
+from infnerf_tiles.volume.occupancy import cover_finer, octant, refined, unpack_cells
 
 _BLOCK = 1 << 17
 
@@ -69,3 +71,71 @@ def refresh_occupancy(
     flat = ema.reshape(-1)
     flat[cells] = np.maximum(flat[cells], depth)
     state.set_occupied(ema > threshold if reached is None else (ema > threshold) & reached)
+
+
+_PROBES = np.stack(np.meshgrid(*[np.array([0.25, 0.75], np.float32)] * 3), axis=-1).reshape(8, 3)
+"""Where a cell is probed, in cell edges: two points along each axis, so that a sheet one voxel thick is met."""
+
+
+def settle_levels(state: TrainingState, decoder: Decoder, frame: Frame, cells: Bool, threshold: float) -> Bool:
+    """Make the cells of own nodes agree where one level hands over to the next, bool [num_own, O, O, O].
+
+    A picture is continuous in the wanted level only if what a node draws at weight 0 is what its parent draws. Cells
+    were found by random points and by rays that passed there, level by level, so each misses what the other has. A
+    parent therefore takes every cell that a child has, and a child every cell of its parent in which the parent's
+    density makes a step of the parent more than `threshold` deep.
+    """
+    cells = cells.copy()
+    n, o = state.num_own, state.shape.occupancy_cells
+    level, children = state.level, state.arena.children.cpu().numpy()
+    cover_finer(cells, level[:n], children[:n])
+    above = int(state.arena.above[0])
+    for lev in range(state.top.level, int(level[:n].max()) + 1):
+        slots = np.flatnonzero(level[:n] == lev)
+        if lev > state.top.level:
+            coarser = np.zeros((len(slots), o, o, o), np.bool_)
+            parents = state.arena.parent.cpu().numpy()[slots]
+            which = (children[parents] == slots[:, None]).argmax(axis=1)
+            for c in range(8):
+                z, y, x = octant(c, o)
+                coarser[which == c] = refined(cells[parents[which == c]][:, z, y, x])
+        elif above >= 0:
+            z, y, x = octant(state.top.child_index, o)
+            coarser = refined(unpack_cells(state.occupancy[above : above + 1].cpu().numpy(), o)[:, z, y, x])
+        else:
+            continue
+        ask: Int64 = np.flatnonzero(coarser & ~cells[slots])
+        row, rest = np.divmod(ask, o**3)
+        found = np.zeros(len(ask), np.bool_)
+        for first in range(0, len(ask), _BLOCK // len(_PROBES)):
+            part = slice(first, first + _BLOCK // len(_PROBES))
+            sigma = _density_above(state, decoder, slots[row[part]].astype(np.int32), rest[part], above)
+            step = frame.march.step * frame.march.gsd_root / 2.0 ** max(0, lev - 1)
+            found[part] = (sigma * step > threshold).any(axis=1)
+        cells[slots[row[found]], rest[found] // (o * o), rest[found] // o % o, rest[found] % o] = True
+    return cells
+
+
+def _density_above(state: TrainingState, decoder: Decoder, slot: Int32, cell: Int64, above: int) -> Float32:
+    """Density float32 [n, 8] at the probes of cells of own nodes, as the level above draws it."""
+    o = state.shape.occupancy_cells
+    corner = np.stack([cell % o, cell // o % o, cell // (o * o)], axis=1).astype(np.float32)
+    local = ((corner[:, None] + _PROBES) / np.float32(o)).reshape(-1, 3)
+    device = state.arena.device
+    slots = torch.from_numpy(slot.repeat(len(_PROBES))).to(device)
+    position = state.local_position(slots, torch.from_numpy(local).to(device))
+    beta = torch.zeros(len(slots), device=device)
+    if above >= 0 and len(slot) and state.level[slot[0]] == state.top.level:
+        # the treelet above answers, in the coordinates of its own root cube
+        row = int(state.arena.treelet[above])
+        holder = NodeId.from_key(int(state.top_keys[row]))
+        height = state.top.level - holder.level
+        low = np.array([state.top.x, state.top.y, state.top.z]) - (np.array([holder.x, holder.y, holder.z]) << height)
+        position = ((position.double() + torch.from_numpy(low).to(device)) / 2.0**height).float().contiguous()
+        slots, beta = torch.full_like(slots, above), torch.ones_like(beta)
+    features = torch.empty((len(slots), state.shape.features), device=device)
+    for_device(device).encode_into(position, slots, beta, state.arena, features)
+    with torch.no_grad():
+        sigma, _ = decoder.density(features)
+    density: Float32 = sigma.cpu().numpy().reshape(-1, len(_PROBES))
+    return density

@@ -7,7 +7,7 @@ import numpy as np
 from infnerf_tiles.arrays import Bool, Float16, Float32, Int64, UInt8
 from infnerf_tiles.field.treelet import fold_corrections
 from infnerf_tiles.geometry.node_id import child_keys, key_levels, parent_keys
-from infnerf_tiles.training.refresh import cell_optical_depth
+from infnerf_tiles.training.refresh import cell_optical_depth, settle_levels
 from infnerf_tiles.training.trainer import Trainer
 from infnerf_tiles.volume.occupancy import pack_cells
 
@@ -46,19 +46,19 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     candidates = np.flatnonzero(state.ema[: state.num_own] > 0.25 * threshold)
     depth = np.zeros(len(candidates), np.float32)
     for _ in range(_FINAL_POINTS):
-        depth = np.maximum(
-            depth, cell_optical_depth(state, trainer.shared.decoder, trainer.frame, candidates, rng)
-        )
+        depth = np.maximum(depth, cell_optical_depth(state, trainer.shared.decoder, trainer.frame, candidates, rng))
     cells: Bool = np.zeros(state.ema[: state.num_own].shape, np.bool_)
     cells.reshape(-1)[candidates] = np.maximum(depth, 0.5 * state.ema.reshape(-1)[candidates]) > threshold
     if (reached := trainer.reached_cells()) is not None:
         cells &= reached
+    shown = cells.reshape(state.num_own, -1).any(axis=1)
+    cells = settle_levels(state, trainer.shared.decoder, trainer.frame, cells, threshold)
     state.set_occupied(cells)
     slots = np.arange(state.num_own)
     keys, level = state.keys[slots], state.level[slots]
     lambda_max = np.minimum(evidence.seen[slots], level.astype(np.float32))
     # a node seen at no finer level than its parent's own was never trained
-    useless = (lambda_max <= level - 1) | ~cells.reshape(state.num_own, -1).any(axis=1)
+    useless = (lambda_max <= level - 1) | ~shown
     size = state.tables[: state.num_own].abs().amax(dim=(1, 2)).numpy()
     useless |= size < RESIDUAL_FLOOR
     useless[level == state.top.level] = False

@@ -13,7 +13,15 @@ from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId, RootCube, child_keys, decode_keys
 from infnerf_tiles.kernels.arena import VERTEX_BLOCK, Arena, MarchSettings
 from infnerf_tiles.kernels.cpu.encode import Gradients
-from infnerf_tiles.volume.occupancy import any_occupied, dilate_cells, pack_cells, unpack_cells
+from infnerf_tiles.volume.occupancy import (
+    any_occupied,
+    dilate_cells,
+    neighbour_slots,
+    octant,
+    pack_cells,
+    refined,
+    unpack_cells,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,8 @@ class TrainingState:
         """Rebuild the arena's links after nodes came or went."""
         links = link(self.keys, self.treelet, self.top_keys)
         self.level = links.level
+        self.neighbours = neighbour_slots(self.keys[: self.num_own])
+        """int32 [num_own, 3, 2]: own node across each face, or -1."""
         self.arena = Arena(
             cells=self.shape.cells,
             base_cells=self.shape.base_cells,
@@ -115,9 +125,7 @@ class TrainingState:
             treelet=torch.from_numpy(links.treelet),
             lambda_max=self.lambda_max,
             occupancy=self.occupancy,
-            any_occupied=torch.from_numpy(
-                any_occupied(self.occupancy.numpy(), links.level, links.children)
-            ),
+            any_occupied=torch.from_numpy(any_occupied(self.occupancy.numpy(), links.level, links.children)),
             top_level=torch.from_numpy(links.top_level),
             top_xyz=torch.from_numpy(links.top_xyz),
             above=torch.from_numpy(links.above),
@@ -164,7 +172,7 @@ class TrainingState:
     def add_children(self, slots: Int64, octants: Int64, max_level: int) -> int:
         """Give own nodes new children where they have none; as many as there are free slots. Returns how many.
 
-        A child starts from the parent's occupancy in its octant, dilated by one cell, and an all-zero table.
+        A child starts from the parent's occupancy in its octant, dilated by one of its cells, and an all-zero table.
         """
         level = self.level[slots]
         fresh = (level < max_level) & (self.arena.children.numpy()[slots, octants] < 0)
@@ -175,14 +183,10 @@ class TrainingState:
             return 0
         new = np.arange(self.num_own, self.num_own + room)
         self.keys[new] = child_keys(self.keys[slots])[np.arange(room), octants]
-        cells = unpack_cells(self.occupancy.numpy()[slots], self.shape.occupancy_cells)
-        half = self.shape.occupancy_cells // 2
+        cells = dilate_cells(self.occupied(), self.neighbours)
         for k in range(room):
-            c = int(octants[k])
-            z, y, x = (c >> 2) * half, ((c >> 1) & 1) * half, (c & 1) * half
-            part = cells[k, z : z + half, y : y + half, x : x + half]
-            child = part.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
-            child = dilate_cells(child[None])[0]
+            z, y, x = octant(int(octants[k]), self.shape.occupancy_cells)
+            child = refined(cells[slots[k] : slots[k] + 1, z, y, x])[0]
             self.occupancy[int(new[k])] = torch.from_numpy(pack_cells(child[None])[0])
             self.ema[new[k]] = child.astype(np.float32) * self.prior
         self.num_own += room

@@ -31,7 +31,7 @@ from infnerf_tiles.training.schedule import (
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, Moments, TrainingState
 from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
-from infnerf_tiles.volume.occupancy import dilate_cells
+from infnerf_tiles.volume.occupancy import dilate_cells, outer_cells
 from infnerf_tiles.volume.visibility import keep_reached
 
 _log = logging.getLogger(__name__)
@@ -210,8 +210,10 @@ class Trainer:
             torch.cat([samples.beta[others], torch.ones(above.shape[0])]),
             basis[samples.ray.long()[place]],
         )
-        share = torch.cat([samples.blend[others], 1.0 - samples.blend[above]])
+        rest = 1.0 - samples.blend[above]
+        share = torch.cat([samples.blend[others], rest])
         frozen_sigma = torch.zeros(samples.count).index_add(0, place, sigma_frozen * share)
+        share = torch.cat([_colour_share(samples)[others], rest])
         frozen_colour = torch.zeros((samples.count, 3)).index_add(0, place, colour_frozen * share[:, None])
         features, own_sigma = self._density(samples.position[own], samples.slot[own], samples.beta[own])
         all_features = torch.zeros((samples.count, features.shape[1])).index_copy(0, own, features)
@@ -250,10 +252,9 @@ class Trainer:
             sigma, colour = self.shared.decoder(features, basis[ray[own]])
         if known.own is None or known.sigma is None or known.colour is None:
             return sigma, colour
-        blend = samples.blend[known.own]
         return (
-            known.sigma.index_add(0, known.own, sigma * blend),
-            known.colour.index_add(0, known.own, colour * blend[:, None]),
+            known.sigma.index_add(0, known.own, sigma * samples.blend[known.own]),
+            known.colour.index_add(0, known.own, colour * _colour_share(samples)[known.own][:, None]),
         )
 
     def _loss(
@@ -328,7 +329,10 @@ class Trainer:
             return None
         o, own = self.evidence.edge, self.state.num_own
         lately: Bool = self.evidence.reached[:own].reshape(own, o, o, o) >= since >> _REACHED_SHIFT
-        return dilate_cells(lately)
+        # what lies across a face of the treelet was reached in another training or not at all: nobody knows
+        neighbours = self.state.neighbours
+        reached: Bool = dilate_cells(lately, neighbours) | outer_cells(neighbours, o)
+        return reached
 
     def _grow(self) -> None:
         if not self.grows or self.growths >= len(GROWTH_FRACTIONS) or self.progress < GROWTH_FRACTIONS[self.growths]:
@@ -356,6 +360,11 @@ class _Known:
     colour: Tensor | None
 
 
+def _colour_share(samples: Samples) -> Tensor:
+    """float32 [M]: what a sample's own node counts in its colour; all where the treelet above adds nothing."""
+    return torch.where(samples.slot_above >= 0, samples.blend, 1.0)
+
+
 def _has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
     capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
@@ -366,4 +375,3 @@ def _has_bf16() -> bool:
 def psnr_of(error: float) -> float:
     """Decibels of a mean squared error."""
     return -10.0 * math.log10(max(error, 1e-12))
-

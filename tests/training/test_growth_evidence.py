@@ -96,6 +96,7 @@ def test_children_link_to_their_parents_and_start_from_their_cells(rng: np.rando
     cells = rng.random((state.num_own, o, o, o)) < 0.2
     state.start_occupancy(cells, 0.5)
     before = state.num_own
+    grown = dilate_cells(cells, state.neighbours)
     leaf = int(np.flatnonzero(state.level == 2)[3])
     slots, octants = np.array([leaf, leaf, 0]), np.array([6, 1, 2])  # the root has its eight children already
     assert state.add_children(slots, octants, 3) == 2
@@ -110,8 +111,8 @@ def test_children_link_to_their_parents_and_start_from_their_cells(rng: np.rando
             for y in range(o):
                 for x in range(o):
                     up = [(v + o * ((octant >> k) & 1)) // 2 for k, v in enumerate((x, y, z))]
-                    part[z, y, x] = cells[leaf, up[2], up[1], up[0]]
-        assert np.array_equal(state.occupied()[new], dilate_cells(part[None])[0])
+                    part[z, y, x] = grown[leaf, up[2], up[1], up[0]]
+        assert np.array_equal(state.occupied()[new], part)
         assert np.array_equal(state.ema[new] > 0, state.occupied()[new])
         assert not state.tables[new].any()
         assert bool(state.arena.any_occupied[new]) == bool(state.occupied()[new].any())
