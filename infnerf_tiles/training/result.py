@@ -64,23 +64,33 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     useless[level == state.top.level] = False
     keep = _prune(keys, useless, needed)
     lambda_max[level == 0] = np.maximum(lambda_max[level == 0], 0.0)
-    # a node that stays only for what hangs below it draws nothing of its own that it has not learned
-    lambda_max = np.maximum(lambda_max, np.float32(0.0))
+    want = _wanted_children(trainer, keep)
+    # what finer nodes add to counts in full there, so it has to where this node draws as well
+    carries = np.isin(keys, np.concatenate([parent_keys(keys[keep & (level > 0)]), parent_keys(want), needed]))
+    lambda_max = np.where(carries, level.astype(np.float32), np.maximum(lambda_max, np.float32(0.0)))
     order = np.flatnonzero(keep)[np.argsort(keys[keep], kind="stable")]
     shape = state.shape
     v = shape.base_cells + 1
     base = fold_corrections(state.dense[: shape.training_dense_rows], shape, shape.num_corrections)[: v**3]
-    slot, octant = evidence.octants(trainer.min_points)
-    below = (state.level[slot] == trainer.frame.max_own_level) & keep[slot]
-    want = np.unique(child_keys(state.keys[slot[below]])[np.arange(int(below.sum())), octant[below]])
     return TrainedTreelet(
         keys=keys[order],
         tables=state.tables[order].numpy().reshape(len(order), -1).astype(np.float16),
         occupancy=pack_cells(cells[order]),
         lambda_max=lambda_max[order].astype(np.float32),
         base=base.numpy().reshape(v, v, v, shape.features).astype(np.float16),
-        want_children=want if trainer.frame.can_go_below else np.empty(0, np.int64),
+        want_children=want,
     )
+
+
+def _wanted_children(trainer: Trainer, keep: Bool) -> Int64:
+    """Keys of children that the samples asked for below the deepest own level."""
+    if not trainer.frame.can_go_below:
+        return np.empty(0, np.int64)
+    state = trainer.state
+    slot, octant = trainer.evidence.octants(trainer.min_points)
+    below = (state.level[slot] == trainer.frame.max_own_level) & keep[slot]
+    want: Int64 = np.unique(child_keys(state.keys[slot[below]])[np.arange(int(below.sum())), octant[below]])
+    return want
 
 
 def _prune(keys: Int64, useless: Bool, needed: Int64) -> Bool:
