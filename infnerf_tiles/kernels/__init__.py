@@ -9,9 +9,9 @@ from types import ModuleType
 
 import torch
 
-from infnerf_tiles.kernels.arena import Arena, Rays, Samples
+from infnerf_tiles.kernels.arena import Arena, PackedSamples, Rays, Samples
 
-__all__ = ["Arena", "Rays", "Samples", "for_device"]
+__all__ = ["Arena", "PackedSamples", "Rays", "Samples", "for_device"]
 
 
 def for_device(device: torch.device) -> ModuleType:

@@ -31,6 +31,8 @@ def encode(
     arena: Arena,
     gradients: Gradients | None,
     known: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Features of M samples, differentiable with respect to `arena.tables` and `arena.dense` where they require it.
 
@@ -40,10 +42,15 @@ def encode(
         gradients: the backward pass adds to these buffers too, as the fast twins do (then the trainable nodes are slots
             0 .. len(gradients.tables)-1, and every sample's whole chain has to be trainable). None: autograd alone.
         known: ignored; the fast twins take features here that were computed before.
+        count: int32 [1], rows in use of buffers of fixed capacity; the features of the others are zero.
 
     Returns:
         float [M, F] in the format of the tables.
     """
+    if count is not None:
+        n = int(count)
+        used = encode(position[:n], slot[:n], beta[:n], arena, gradients)
+        return torch.cat([used, used.new_zeros((position.shape[0] - n, arena.features))])
     features = arena.tables.new_zeros((position.shape[0], arena.features))
     flat_tables = arena.tables.reshape(-1, arena.features)
     for corners in _chain(position, slot, beta, arena):
@@ -57,10 +64,12 @@ def encode(
     return filled
 
 
-def encode_into(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor) -> None:
+def encode_into(
+    position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor, *, count: Tensor | None = None
+) -> None:
     """Write the features of M samples to `out` (float [M, F]); no gradient. Arguments as in `encode`."""
     with torch.no_grad():
-        out.copy_(encode(position, slot, beta, arena, None))
+        out.copy_(encode(position, slot, beta, arena, None, count=count))
 
 
 def _chain(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena) -> Iterator[_Corners]:
