@@ -355,6 +355,54 @@ class CompositeChecks:
             assert not leaf.grad[m:].any()
 
 
+class NoteChecks:
+    device: ClassVar[torch.device]
+    scale: ClassVar[int]
+
+    @pytest.mark.parametrize("counted", [False, True])
+    def test_evidence_sample_by_sample(self, rng: np.random.Generator, counted: bool) -> None:
+        arena = random_arena(rng, random_octree(rng, 3), (0, 2), shape=MARCHED)
+        num, slots, edge = 150 * self.scale, arena.level.shape[0] - 2, MARCHED.occupancy_cells
+        position, slot, _ = random_points(rng, arena, num)
+        wanted = (arena.level[slot.long()] + torch.from_numpy(rng.uniform(-1.0, 1.5, num))).float()
+        weight = torch.from_numpy(np.maximum(rng.uniform(-0.3, 0.3, num), 0.0)).float()
+        ray, photo = torch.from_numpy(rng.integers(0, 9, num)).int(), torch.from_numpy(rng.integers(0, 200, 9))
+        used = num - 20 if counted else num
+        want = {
+            "seen": torch.full((slots,), -1.0), "wanting": torch.zeros((slots, 8), dtype=torch.int32),
+            "photos": torch.zeros((slots, 8), dtype=torch.int64),
+            "reached": torch.full((slots, edge**3), 3, dtype=torch.int32),
+        }  # fmt: skip
+        got = {name: t.to(self.device) for name, t in want.items()}
+        columns = [c.to(self.device) for c in (slot, wanted, weight, position, photo, ray)]
+        now = torch.tensor([7], dtype=torch.int32, device=self.device)
+        count = torch.tensor([used], dtype=torch.int32, device=self.device) if counted else None
+        off, on = (torch.tensor([flag], dtype=torch.uint8, device=self.device) for flag in (0, 1))
+        for enabled in (off, on):
+            before = {name: t.clone() for name, t in got.items()}
+            cuda.note(
+                *columns, moved(arena, self.device), min_weight=0.1, **got, now=now, count=count, enabled=enabled
+            )
+            assert enabled is on or all(torch.equal(got[name], before[name]) for name in got)
+        for m in range(used):
+            s = int(slot[m])
+            if s >= slots or (counted and weight[m] <= 0):
+                continue
+            nodes = 2.0 ** int(arena.level[s] - arena.top_level[arena.treelet[s]])
+            x, y, z = (int(p * nodes * edge) % edge for p in position[m].tolist())
+            want["reached"][s, (z * edge + y) * edge + x] = 7
+            if weight[m] < 0.1:
+                continue
+            want["seen"][s] = torch.maximum(want["seen"][s], wanted[m])
+            if wanted[m] >= arena.level[s] + 0.5:
+                half = edge // 2
+                octant = x // half + 2 * (y // half) + 4 * (z // half)
+                want["wanting"][s, octant] += 1
+                want["photos"][s, octant] |= 1 << int(photo[int(ray[m])] % 63)
+        for name in want:
+            assert torch.equal(got[name].cpu(), want[name]), name
+
+
 class AdamChecks:
     device: ClassVar[torch.device]
     scale: ClassVar[int]

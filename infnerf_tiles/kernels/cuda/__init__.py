@@ -9,6 +9,7 @@ from infnerf_tiles.kernels.cuda.composite import composite, composite_into
 from infnerf_tiles.kernels.cuda.encode import encode, encode_into
 from infnerf_tiles.kernels.cuda.march import march, march_packed
 from infnerf_tiles.kernels.cuda.nested import fold_dense, spread_gradient
+from infnerf_tiles.kernels.cuda.note import note
 
 __all__ = [
     "adam",
@@ -19,5 +20,6 @@ __all__ = [
     "fold_dense",
     "march",
     "march_packed",
+    "note",
     "spread_gradient",
 ]

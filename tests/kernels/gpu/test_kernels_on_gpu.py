@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, PackedChecks
+from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
 
 pytestmark = pytest.mark.gpu
 _GPU = torch.device("cuda")
@@ -19,6 +19,10 @@ class TestEncode(EncodeChecks):
 
 class TestNested(NestedChecks):
     device, scale = _GPU, 40
+
+
+class TestNote(NoteChecks):
+    device, scale = _GPU, 4
 
 
 class TestComposite(CompositeChecks):

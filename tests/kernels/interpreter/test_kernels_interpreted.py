@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter: right without a GPU, at small sizes."""
 
 import torch
-from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, PackedChecks
+from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
 
 _HERE = torch.device("cpu")
 
@@ -11,6 +11,10 @@ class TestEncode(EncodeChecks):
 
 
 class TestNested(NestedChecks):
+    device, scale = _HERE, 1
+
+
+class TestNote(NoteChecks):
     device, scale = _HERE, 1
 
 
