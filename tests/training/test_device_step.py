@@ -109,10 +109,11 @@ def random_features(t: Trainer, seed: int) -> None:
 
 def draw(step: DeviceStep, key: int = 5, coarser: int = 0) -> DeviceBatch:
     """A batch, marched: as many rays as fit the buffers of rays."""
-    batch = step.source.draw(torch.tensor([key]), torch.tensor([coarser]))
+    batch = step.source.draw(*(torch.tensor([v], device=step.device) for v in (key, coarser)))
     work = step.work
+    everything = torch.tensor([step.source.num_rays], dtype=torch.int32, device=step.device)
     for_device(step.device).march_packed(
-        batch.rays, work.state.arena, work.frame.march, num_rays=torch.tensor([step.source.num_rays]), out=step.packed,
+        batch.rays, work.state.arena, work.frame.march, num_rays=everything, out=step.packed,
         keep=2 * work.settings.samples_per_ray, adapt=True,
     )  # fmt: skip
     return batch
