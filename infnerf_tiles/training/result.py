@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from infnerf_tiles.arrays import Bool, Float16, Float32, Int64, UInt8
 from infnerf_tiles.field.treelet import fold_corrections
@@ -43,12 +44,13 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     state, evidence = trainer.state, trainer.evidence
     state.check_finite(trainer.step)
     rng = np.random.default_rng((*trainer.seed, 1 << 40))
-    candidates = np.flatnonzero(state.ema[: state.num_own] > 0.25 * threshold)
+    ema = state.ema[: state.num_own].cpu().numpy()
+    candidates = np.flatnonzero(ema > 0.25 * threshold)
     depth = np.zeros(len(candidates), np.float32)
     for _ in range(_FINAL_POINTS):
         depth = np.maximum(depth, cell_optical_depth(state, trainer.shared.decoder, trainer.frame, candidates, rng))
-    cells: Bool = np.zeros(state.ema[: state.num_own].shape, np.bool_)
-    cells.reshape(-1)[candidates] = np.maximum(depth, 0.5 * state.ema.reshape(-1)[candidates]) > threshold
+    cells: Bool = np.zeros(ema.shape, np.bool_)
+    cells.reshape(-1)[candidates] = np.maximum(depth, 0.5 * ema.reshape(-1)[candidates]) > threshold
     if (reached := trainer.reached_cells()) is not None:
         cells &= reached
     shown = cells.reshape(state.num_own, -1).any(axis=1)
@@ -56,10 +58,10 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     state.set_occupied(cells)
     slots = np.arange(state.num_own)
     keys, level = state.keys[slots], state.level[slots]
-    lambda_max = np.minimum(evidence.seen[slots], level.astype(np.float32))
+    lambda_max = np.minimum(evidence.seen[: state.num_own].cpu().numpy(), level.astype(np.float32))
     # a node seen at no finer level than its parent's own was never trained
     useless = (lambda_max <= level - 1) | ~shown
-    size = state.tables[: state.num_own].abs().amax(dim=(1, 2)).numpy()
+    size = state.tables[: state.num_own].abs().amax(dim=(1, 2)).cpu().numpy()
     useless |= size < RESIDUAL_FLOOR
     useless[level == state.top.level] = False
     keep = _prune(keys, useless, needed)
@@ -72,12 +74,13 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     shape = state.shape
     v = shape.base_cells + 1
     base = fold_corrections(state.dense[: shape.training_dense_rows], shape, shape.num_corrections)[: v**3]
+    tables = state.tables[torch.from_numpy(order).to(state.device)]
     return TrainedTreelet(
         keys=keys[order],
-        tables=state.tables[order].numpy().reshape(len(order), -1).astype(np.float16),
+        tables=tables.cpu().numpy().reshape(len(order), -1).astype(np.float16),
         occupancy=pack_cells(cells[order]),
         lambda_max=lambda_max[order].astype(np.float32),
-        base=base.numpy().reshape(v, v, v, shape.features).astype(np.float16),
+        base=base.cpu().numpy().reshape(v, v, v, shape.features).astype(np.float16),
         want_children=want,
     )
 

@@ -36,7 +36,7 @@ from infnerf_tiles.training.seed import seed_nodes, seed_patches
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, start_occupancy, warm_start
-from infnerf_tiles.training.trainer import Trainer, psnr_of
+from infnerf_tiles.training.trainer import Trainer, psnr_of, training_device
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ def settings_fingerprint(settings: Settings) -> str:
     """Fingerprint of the settings that change what is learned."""
     document = settings.model_dump(mode="json")
     document.pop("rendering", None)
+    # where it is computed is no part of what is learned
+    document["training"].pop("device")
     return fingerprint(document)
 
 
@@ -123,7 +125,10 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         keys = seed_nodes(index.keys, header.band_levels, s.training.seed_nodes, s.training.seed)
         room = max(GROWTH_ROOM, s.training.seed_nodes - len(keys), len(keys) // 4)
         top = NodeId(0, 0, 0, 0)
-        state = TrainingState(context.shape, top, keys, len(keys) + room, ResidentNodes.none(context.shape))
+        device = training_device(s.training.device)
+        state = TrainingState(
+            context.shape, top, keys, len(keys) + room, ResidentNodes.none(context.shape), device=device
+        )
         state.start_occupancy(
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
         )
@@ -160,7 +165,9 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
         keys = index.keys[index.treelets == row]
         capacity = min(len(keys) + max(GROWTH_ROOM, len(keys) // 4), task.slots[1] - task.slots[0])
-        state = TrainingState(context.shape, top, keys, capacity, read_surroundings(context, index, top, band))
+        surroundings = read_surroundings(context, index, top, band)
+        device = training_device(s.training.device)
+        state = TrainingState(context.shape, top, keys, capacity, surroundings, device=device)
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)
@@ -278,7 +285,7 @@ def _write_seed(context: Context, index: SceneIndex, trained: TrainedTreelet, tr
         node = NodeId.from_key(key)
         above = int(np.flatnonzero(state.keys == node.parent.key)[0])
         base = base_from_above(state.arena, (node.x, node.y, node.z), above)[: v**3]
-        store.write_base(slot, base.numpy().reshape(v, v, v, -1).astype(np.float16))
+        store.write_base(slot, base.cpu().numpy().reshape(v, v, v, -1).astype(np.float16))
     for k, slot in enumerate(slots):
         store.write_node(slot, trained.tables[k], trained.occupancy[k])
     store.write_base(base_slots.start, trained.base)
@@ -290,8 +297,8 @@ def _write_seed(context: Context, index: SceneIndex, trained: TrainedTreelet, tr
     store.commit(warm)
     known = np.zeros(context.photos.num_photos, np.uint8)
     known[np.unique(trainer.pixels.patches.photo)] = 1
-    store.write_small("appearance", {"affine": shared.appearance.affine.detach().numpy(), "known": known})
-    store.write_small("background", {"coefficients": shared.background.coefficients.detach().numpy()})
+    store.write_small("appearance", {"affine": shared.appearance.affine.detach().cpu().numpy(), "known": known})
+    store.write_small("background", {"coefficients": shared.background.coefficients.detach().cpu().numpy()})
     store.write_small("decoder", dict(shared.decoder.to_arrays()))
 
 

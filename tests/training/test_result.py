@@ -142,9 +142,9 @@ def test_evidence_below_the_deepest_level_asks_for_children(rng: np.random.Gener
     t.evidence.count[3, 5], t.evidence.photos[3, 5] = 99, 0b1011
     t.evidence.count[4, 5], t.evidence.photos[4, 5] = 99, 0b11
     t.evidence.count[0, 5], t.evidence.photos[0, 5] = 99, 0b1011
-    t.frame = frame(1, can_go_below=True)
+    t.work.frame = frame(1, can_go_below=True)
     assert finish(t, 1e-9, NOTHING).want_children.tolist() == [child_keys(t.state.keys[3:4])[0, 5]]
-    t.frame = frame(1, can_go_below=False)
+    t.work.frame = frame(1, can_go_below=False)
     assert finish(t, 1e-9, NOTHING).want_children.tolist() == []
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from arenas import full_octree, random_arena, random_octree
 
 from infnerf_tiles.arrays import Bool, Float64, Int64
@@ -11,6 +12,7 @@ from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId, decode_keys, encode_keys
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import Arena
+from infnerf_tiles.volume.cells import dilate
 from infnerf_tiles.volume.occupancy import (
     any_occupied,
     cells_of_points,
@@ -65,6 +67,8 @@ def test_dilation_goes_on_in_the_neighbours(rng: np.random.Generator) -> None:
     expected = dilate_cells(whole[None])[0]
     neighbours = neighbour_slots(keys)
     grown = dilate_cells(cells, neighbours)
+    on_device = dilate(torch.from_numpy(cells.reshape(len(keys), -1)), edge, torch.from_numpy(neighbours))
+    np.testing.assert_array_equal(on_device.numpy().reshape(cells.shape), grown | outer_cells(neighbours, edge))
     for part, own in zip(parts, grown, strict=True):
         np.testing.assert_array_equal(own, expected[part])
     # the nodes fill the cube, so only its own faces have nothing behind them

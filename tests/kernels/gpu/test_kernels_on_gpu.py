@@ -1,0 +1,42 @@
+"""The Triton kernels compiled, on a GPU, at larger sizes."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
+
+pytestmark = pytest.mark.gpu
+_GPU = torch.device("cuda")
+
+
+class TestEncode(EncodeChecks):
+    device, scale = _GPU, 40
+
+
+class TestNested(NestedChecks):
+    device, scale = _GPU, 40
+
+
+class TestNote(NoteChecks):
+    device, scale = _GPU, 4
+
+
+class TestComposite(CompositeChecks):
+    device, scale = _GPU, 20
+
+
+class TestAdam(AdamChecks):
+    device, scale = _GPU, 40
+
+
+class TestMarch(MarchChecks):
+    # the compiler's exp and log are not the host's to the last bit
+    device, scale, differ = _GPU, 4, 0.01
+
+
+class TestPacked(PackedChecks):
+    device, scale = _GPU, 4

@@ -1,0 +1,34 @@
+"""The Triton kernels in Triton's interpreter: right without a GPU, at small sizes."""
+
+import torch
+from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
+
+_HERE = torch.device("cpu")
+
+
+class TestEncode(EncodeChecks):
+    device, scale = _HERE, 1
+
+
+class TestNested(NestedChecks):
+    device, scale = _HERE, 1
+
+
+class TestNote(NoteChecks):
+    device, scale = _HERE, 1
+
+
+class TestComposite(CompositeChecks):
+    device, scale = _HERE, 1
+
+
+class TestAdam(AdamChecks):
+    device, scale = _HERE, 1
+
+
+class TestMarch(MarchChecks):
+    device, scale, differ = _HERE, 1, 0.0
+
+
+class TestPacked(PackedChecks):
+    device, scale = _HERE, 1
