@@ -37,6 +37,7 @@ from infnerf_tiles.training.tasks import (
     run_treelet,
     settings_fingerprint,
 )
+from infnerf_tiles.training.trainer import training_device
 
 _log = logging.getLogger(__name__)
 
@@ -148,10 +149,11 @@ def _jobs(context: Context, task: TrainTask, index: SceneIndex, band: int, todo:
     else:
         root = NodeId(0, 0, 0, 0)
         above = read_surroundings(context, index, root, band)
-        state = TrainingState(context.shape, root, np.empty(0, np.int64), 0, above)
-        assigned = dict(
-            assign_patches(context, state.arena, context.read_shared(), patches, cut, Octree.from_keys(index.keys))
-        )
+        device = training_device(context.settings.training.device)
+        state = TrainingState(context.shape, root, np.empty(0, np.int64), 0, above, device=device)
+        shared = context.read_shared()
+        shared.to(device)
+        assigned = dict(assign_patches(context, state.arena, shared, patches, cut, Octree.from_keys(index.keys)))
     jobs = []
     for row in todo[np.argsort(index.root_keys[todo])].tolist():
         key = int(index.root_keys[row])
@@ -176,7 +178,8 @@ def _band_zero(context: Context, patches: Patches, bottom: int, index: SceneInde
     from infnerf_tiles.training.surroundings import start_base, warm_start
 
     keys = index.keys[index.treelets == row]
-    state = TrainingState(context.shape, root, keys, len(keys), ResidentNodes.none(context.shape))
+    device = training_device(context.settings.training.device)
+    state = TrainingState(context.shape, root, keys, len(keys), ResidentNodes.none(context.shape), device=device)
     filled = warm_start(context, index, state)
     if not filled.any():
         return np.arange(patches.count)
@@ -185,7 +188,9 @@ def _band_zero(context: Context, patches: Patches, bottom: int, index: SceneInde
     state.relink()
     cut = BandCut(top=0, bottom=bottom, root_keys=np.zeros(1, np.int64))
     octree = Octree.from_keys(index.keys)
-    shown = assign_patches(context, state.arena, context.read_shared(), patches, cut, octree)[0]
+    shared = context.read_shared()
+    shared.to(device)
+    shown = assign_patches(context, state.arena, shared, patches, cut, octree)[0]
     # a seed stage that was too short to show anything must not leave the scene without pixels for good
     return shown if len(shown) else np.arange(patches.count)
 
