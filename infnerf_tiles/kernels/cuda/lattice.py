@@ -85,6 +85,25 @@ def inverse_of(d):
 
 
 @triton.jit
+def _bit(cx, cy, cz, slot, mask, occupancy, LOG_CELLS: tl.constexpr):
+    """Whether an occupancy cell of node `slot` is set, by the low bits of its coordinates; False behind the mask."""
+    low: tl.constexpr = (1 << LOG_CELLS) - 1
+    cell = ((cz & low) << (2 * LOG_CELLS)) + ((cy & low) << LOG_CELLS) + (cx & low)
+    bits = tl.load(occupancy + (slot.to(tl.int64) << (3 * LOG_CELLS - 3)) + (cell >> 3), mask=mask, other=0)
+    return mask & (((bits.to(tl.int32) >> (cell & 7)) & 1) == 1)
+
+
+@triton.jit
+def occupied(x, y, z, slot, lev, mask, occupancy, LOG_CELLS: tl.constexpr):
+    """Whether the occupancy cell of node `slot` of level `lev` around a place in the unit cube is set."""
+    shift = 30 - LOG_CELLS - lev
+    cx = (x * (1 << 30)).to(tl.int32) >> shift
+    cy = (y * (1 << 30)).to(tl.int32) >> shift
+    cz = (z * (1 << 30)).to(tl.int32) >> shift
+    return _bit(cx, cy, cz, slot, mask, occupancy, LOG_CELLS)
+
+
+@triton.jit
 def advance(
     active, i, last, slot, lev, nx, ny, nz,
     ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z, mid_near, offset, log_q, lambda_near, most, slack,
@@ -125,11 +144,7 @@ def advance(
     nx, ny, nz = fx >> (30 - lev), fy >> (30 - lev), fz >> (30 - lev)
     shift = tl.where(empty, 30 - lev, 30 - LOG_CELLS - lev)
     cx, cy, cz = fx >> shift, fy >> shift, fz >> shift
-    low: tl.constexpr = (1 << LOG_CELLS) - 1
-    cell = ((cz & low) << (2 * LOG_CELLS)) + ((cy & low) << LOG_CELLS) + (cx & low)
-    looks = active & (empty == 0)
-    bits = tl.load(occupancy + (slot.to(tl.int64) << (3 * LOG_CELLS - 3)) + (cell >> 3), mask=looks, other=0)
-    full = looks & (((bits.to(tl.int32) >> (cell & 7)) & 1) == 1)
+    full = _bit(cx, cy, cz, slot, active & (empty == 0), occupancy, LOG_CELLS)
     stride = tl.full(i.shape, 1, dtype=tl.int32)
     if ADAPT:
         size = _block_size(i, wanted, lev, log2_q, most)

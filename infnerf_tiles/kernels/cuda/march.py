@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples, Rays, Samples
-from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, log1p, step_range
+from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, log1p, occupied, step_range
 from infnerf_tiles.kernels.cuda.launch import launch, programs_for
 
 __all__ = ["march", "march_packed"]
@@ -46,19 +46,6 @@ def _store_position(out, m, x, y, z, slot, lev, treelet, top_level, top_xyz, mas
     tl.store(out + m * 3, _inside(x * scale - ax, nodes), mask=mask)
     tl.store(out + m * 3 + 1, _inside(y * scale - ay, nodes), mask=mask)
     tl.store(out + m * 3 + 2, _inside(z * scale - az, nodes), mask=mask)
-
-
-@triton.jit
-def _occupied(occupancy, x, y, z, slot, lev, LOG_CELLS: tl.constexpr, mask):
-    """Whether the cells of nodes at places in the unit cube are occupied."""
-    shift = 30 - LOG_CELLS - lev
-    low: tl.constexpr = (1 << LOG_CELLS) - 1
-    cx = ((x * (1 << 30)).to(tl.int32) >> shift) & low
-    cy = ((y * (1 << 30)).to(tl.int32) >> shift) & low
-    cz = ((z * (1 << 30)).to(tl.int32) >> shift) & low
-    cell = (cz << (2 * LOG_CELLS)) + (cy << LOG_CELLS) + cx
-    bits = tl.load(occupancy + (slot.to(tl.int64) << (3 * LOG_CELLS - 3)) + (cell >> 3), mask=mask, other=0)
-    return ((bits.to(tl.int32) >> (cell & 7)) & 1) == 1
 
 
 @triton.jit(do_not_specialize=["num", "limit", "root"])
@@ -143,13 +130,16 @@ def _march_kernel(
             tl.store(out_slot + m, slot, mask=here)
             tl.store(out_beta + m, tl.where(mixed, 1.0, beta).to(tl.float32), mask=here)
             tl.store(out_blend + m, tl.where(mixed, beta, 1.0).to(tl.float32), mask=here)
-            # where the treelet above draws nothing, its field is unknown rather than empty
-            lev_other = tl.load(level + other, mask=mixed, other=0)
-            adds = mixed & _occupied(occupancy, x, y, z, other, lev_other, LOG_CELLS, mixed)
-            tl.store(out_slot_above + m, tl.where(adds, other, -1), mask=here)
             _store_position(out_position, m, x, y, z, slot, lev, treelet, top_level, top_xyz, here)
-            if tl.max(adds.to(tl.int32), 0) > 0:
-                _store_position(out_position_above, m, x, y, z, other, lev_other, treelet, top_level, top_xyz, adds)
+            shown = mixed
+            if tl.max(mixed.to(tl.int32), 0) > 0:
+                lev_other = tl.load(level + other, mask=mixed, other=0)
+                # where the treelet above draws nothing, its field is unknown rather than empty
+                shown = mixed & occupied(x, y, z, other, lev_other, mixed, occupancy, LOG_CELLS)
+                _store_position(
+                    out_position_above, m, x, y, z, other, lev_other, treelet, top_level, top_xyz, shown
+                )
+            tl.store(out_slot_above + m, tl.where(shown, other, -1), mask=here)
             done = hit & (n == end - 1)
             tl.store(out_dt + m, length.to(tl.float32), mask=done)
             length = tl.where(done, 0.0, length)
