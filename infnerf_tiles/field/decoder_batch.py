@@ -5,9 +5,41 @@ from torch import Tensor
 from torch.nn import functional
 
 from infnerf_tiles.field.decoder import DENSITY_GAIN, Decoder
+from infnerf_tiles.kernels import for_device
 
 _ALIGN = 8
 """Columns of a matrix come in multiples of this."""
+
+
+def decode_samples(
+    decoder: Decoder,
+    features: Tensor,
+    ray: Tensor,
+    basis: Tensor,
+    count: Tensor,
+    dtype: torch.dtype,
+    *,
+    fused: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Density float32 [M] and colour float32 [M, 3] of samples in buffers of fixed size; products in `dtype`.
+
+    Args:
+        features: float32 [M, F]. ray: int32 [M]. basis: float32 [Q, 16], direction basis of each ray.
+        count: int32 [1], rows in use; the others may come out as anything finite.
+        fused: whether one kernel does all layers, where there is one that can.
+    """
+    kernels = for_device(features.device)
+    if fused and type(decoder) is Decoder and hasattr(kernels, "decode"):
+        layers = (decoder.density_in, decoder.density_out, decoder.colour_in, decoder.colour_mid, decoder.colour_out)
+        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+        if kernels.decodes(parameters):
+            shape = decoder.shape
+            result: tuple[Tensor, Tensor] = kernels.decode(
+                features, ray, basis, parameters, count=count, gain=DENSITY_GAIN, bias=shape.density_bias,
+                max_exponent=shape.max_exponent, gsd_ref=shape.gsd_ref, dtype=dtype,
+            )  # fmt: skip
+            return result
+    return decode_batch(decoder, features, basis.to(dtype).index_select(0, ray), dtype)
 
 
 def decode_batch(decoder: Decoder, features: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

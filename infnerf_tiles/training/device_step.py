@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import NonFiniteError
-from infnerf_tiles.field.decoder_batch import decode_batch
+from infnerf_tiles.field.decoder_batch import decode_samples
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import PackedSamples, adam_scalars, colour_share
 from infnerf_tiles.training.depth import mass_loss, near_points
@@ -53,8 +53,8 @@ _WARM_UP = 3
 class DeviceStep:
     """Steps in buffers of fixed size; a state with copies (`TrainingState.copies`) is what it works on."""
 
-    def __init__(self, work: Workload, *, captured: bool = True):
-        """captured: whether steps become a CUDA graph, on CUDA."""
+    def __init__(self, work: Workload, *, captured: bool = True, fused: bool = True):
+        """captured, fused: whether, on CUDA, steps become a graph and all layers of the decoder one kernel."""
         self.work, state, s = work, work.state, work.settings
         self.device = state.device
         self.capacity = s.step_samples(self.device.type)
@@ -81,6 +81,7 @@ class DeviceStep:
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._kernels = for_device(self.device)
         self._points = counters(4, TRANSPARENCY_POINTS, self.device, behind=ROWS * num_rays)
+        self._fused = fused
         self._captured = captured and self.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warmed = 0
@@ -296,11 +297,12 @@ class DeviceStep:
     def shade(self, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
         """Density [C] and colour [C, 3] of the packed samples, with the hand-over to the treelets above."""
         packed, state, decoder = self.packed, self.work.state, self.work.shared.decoder
-        basis = batch.basis.to(self.dtype)
         features = self._kernels.encode(
             packed.position, packed.slot, packed.beta, state.arena, self.work.moments.gradients, count=packed.count
         )
-        sigma, colour = decode_batch(decoder, features, basis.index_select(0, packed.ray), self.dtype)
+        sigma, colour = decode_samples(
+            decoder, features, packed.ray, batch.basis, packed.count, self.dtype, fused=self._fused
+        )
         if not self._has_frozen:
             return sigma, colour
         num = packed.capacity_above
@@ -311,7 +313,9 @@ class DeviceStep:
                 count=packed.above_count,
             )  # fmt: skip
             ray = packed.ray.index_select(0, packed.above_sample)
-            sigma_above, colour_above = decode_batch(decoder, above, basis.index_select(0, ray), self.dtype)
+            sigma_above, colour_above = decode_samples(
+                decoder, above, ray, batch.basis, packed.above_count, self.dtype, fused=self._fused
+            )
             # rows that are not in use go to a place behind the last sample
             used = torch.arange(num, device=self.device) < packed.above_count
             place = torch.where(used, packed.above_sample, self.capacity).long()

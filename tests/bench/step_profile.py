@@ -176,11 +176,12 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--frozen", action="store_true", help="decoder frozen, as in a treelet after the seed stage")
     parser.add_argument("--eager", action="store_true", help="no CUDA graph")
+    parser.add_argument("--unfused", action="store_true", help="the decoder layer by layer")
     parser.add_argument("--json")
     options = parser.parse_args()
     trainer = make_trainer(options)
-    if options.eager:
-        trainer.stepper = DeviceStep(trainer.work, captured=False)
+    if options.eager or options.unfused:
+        trainer.stepper = DeviceStep(trainer.work, captured=not options.eager, fused=not options.unfused)
     result = measure(trainer, options.steps)
     shares, table = profile(trainer, min(options.steps, 10), options.rows)
     result |= shares

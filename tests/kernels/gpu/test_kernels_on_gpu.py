@@ -1,5 +1,7 @@
 """The Triton kernels compiled, on a GPU, at larger sizes."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
+from decode_checks import DecodeChecks
 
 pytestmark = pytest.mark.gpu
 _GPU = torch.device("cuda")
@@ -40,3 +43,8 @@ class TestMarch(MarchChecks):
 
 class TestPacked(PackedChecks):
     device, scale = _GPU, 4
+
+
+class TestDecode(DecodeChecks):
+    device, scale = _GPU, 40
+    formats: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 5e-3}

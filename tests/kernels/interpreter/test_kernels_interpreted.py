@@ -1,7 +1,10 @@
 """The Triton kernels in Triton's interpreter: right without a GPU, at small sizes."""
 
+from typing import ClassVar
+
 import torch
 from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
+from decode_checks import DecodeChecks
 
 _HERE = torch.device("cpu")
 
@@ -32,3 +35,9 @@ class TestMarch(MarchChecks):
 
 class TestPacked(PackedChecks):
     device, scale = _HERE, 1
+
+
+class TestDecode(DecodeChecks):
+    # the interpreter has no products of bfloat16
+    device, scale = _HERE, 1
+    formats: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 5e-3}
