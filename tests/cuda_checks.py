@@ -21,6 +21,7 @@ from arenas import (
 )
 from torch import Tensor
 
+from infnerf_tiles.field.decoder import Decoder, decoder_shape, direction_basis
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.kernels import cuda, reference
 from infnerf_tiles.kernels.arena import (
@@ -34,6 +35,7 @@ from infnerf_tiles.kernels.arena import (
     adam_scalars,
     dense_rows,
 )
+from infnerf_tiles.kernels.decoder_weights import DecoderWeights
 
 # (N + 1)^3 is 4,913: the first table is dense, the second hashed, the third hashed with heavy collisions
 DENSE = FieldShape(cells=16, table_size=8192, features=4)
@@ -353,6 +355,56 @@ class CompositeChecks:
             assert other.grad is not None
             assert torch.equal(leaf.grad[:m], other.grad)
             assert not leaf.grad[m:].any()
+
+
+class DecodeIntoChecks:
+    device: ClassVar[torch.device]
+    scale: ClassVar[int]
+
+    @pytest.mark.parametrize(("features", "hidden", "geometry"), [(8, 64, 15), (4, 16, 7), (32, 48, 20)])
+    def test_the_decoder_is_the_module(
+        self, rng: np.random.Generator, features: int, hidden: int, geometry: int
+    ) -> None:
+        shape = decoder_shape(
+            features=features, hidden=hidden, geometry_features=geometry, density_bias=2.0, gsd_ref=0.5, gsd_finest=0.1
+        )
+        decoder = Decoder(shape, torch.Generator().manual_seed(int(rng.integers(1 << 30))))
+        for layer in (decoder.density_out, decoder.colour_in, decoder.colour_mid, decoder.colour_out):
+            torch.nn.init.uniform_(layer.bias, -0.3, 0.3)
+        weights = moved_weights(decoder.weights(), self.device)
+        for num in (0, 1, 200 * self.scale):
+            x = torch.from_numpy(rng.normal(0.0, 0.7, (num, features))).float()
+            basis = direction_basis(torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(9, 3))), dim=1))
+            ray = torch.from_numpy(rng.integers(0, 9, num)).int()
+            with torch.no_grad():
+                sigma, colour = decoder(x, basis[ray.long()])
+            slow_sigma, slow_colour = torch.empty(num), torch.empty(num, 3)
+            reference.decode_into(decoder.weights(), x, basis, ray, slow_sigma, slow_colour)
+            torch.testing.assert_close(slow_sigma, sigma, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(slow_colour, colour, rtol=1e-5, atol=1e-6)
+            used = num // 2
+            place = {"device": self.device}
+            got_sigma, got_colour = torch.full((num,), -1.0, **place), torch.full((num, 3), -1.0, **place)
+            inputs = [t.to(self.device) for t in (x, basis, ray)]
+            count = torch.tensor([used], dtype=torch.int32, **place)
+            cuda.decode_into(weights, *inputs, got_sigma, got_colour, count=count)
+            assert (got_sigma[used:] == -1).all()
+            assert (got_colour[used:] == -1).all()
+            some = got_sigma[:used].clone()
+            cuda.decode_into(weights, *inputs, got_sigma, got_colour)
+            assert torch.equal(got_sigma[:used], some)
+            # float16 products: a share of the density, a part of a colour step
+            torch.testing.assert_close(got_sigma.cpu(), sigma, rtol=2e-2, atol=1e-3)
+            torch.testing.assert_close(got_colour.cpu(), colour, rtol=0.0, atol=5e-3)
+
+
+def moved_weights(weights: DecoderWeights, device: torch.device) -> DecoderWeights:
+    layers = {
+        f.name: tuple(t.to(device) for t in getattr(weights, f.name))
+        for f in fields(weights)
+        if isinstance(getattr(weights, f.name), tuple)
+    }
+    return replace(weights, **layers)
 
 
 class NoteChecks:

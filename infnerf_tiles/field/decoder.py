@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from infnerf_tiles.arrays import Float32
+from infnerf_tiles.kernels.decoder_weights import DecoderWeights
 
 DENSITY_GAIN = 4.0
 """How much the linear channel f_0 counts in the exponent. Density spans many powers of e between air and walls; with a
@@ -87,6 +88,24 @@ class Decoder(nn.Module):
         """Density [M] and colour [M, 3]."""
         sigma, geometry = self.density(features)
         return sigma, self.colour(geometry, basis)
+
+    def weights(self) -> DecoderWeights:
+        """All layers as kernels take them; the tensors are the decoder's own."""
+
+        def of(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+            return layer.weight.detach(), layer.bias.detach()
+
+        return DecoderWeights(
+            density_in=of(self.density_in),
+            density_out=of(self.density_out),
+            colour_in=of(self.colour_in),
+            colour_mid=of(self.colour_mid),
+            colour_out=of(self.colour_out),
+            gain=DENSITY_GAIN,
+            density_bias=self.shape.density_bias,
+            max_exponent=self.shape.max_exponent,
+            gsd_ref=self.shape.gsd_ref,
+        )
 
     def to_arrays(self) -> dict[str, Float32]:
         """Parameters as float32 arrays by name."""

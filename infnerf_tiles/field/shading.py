@@ -30,6 +30,10 @@ def evaluate_nodes(
     features = torch.empty((num, arena.features), device=device)
     for_device(arena.device).encode_into(position, slot, beta, arena, features)
     sigma, colour = torch.empty(num, device=device), torch.empty((num, 3), device=device)
+    if device.type == "cuda" and type(decoder) is Decoder:
+        own = torch.arange(num, dtype=torch.int32, device=device)
+        for_device(device).decode_into(decoder.weights(), features, basis, own, sigma, colour)
+        return sigma, colour
     with torch.no_grad():
         rows = DECODER_BLOCK if device.type == "cpu" else _GPU_BLOCK
         for first in range(0, num, rows):

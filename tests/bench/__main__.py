@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[[Bench], list[Result]]] = {
     "encode": kernel_benches.encode_chain,
     "encode_field": kernel_benches.encode_field,
     "march": kernel_benches.march,
+    "decode": kernel_benches.decode,
     "composite": kernel_benches.composite,
     "adam": kernel_benches.adam,
     "step": step_bench.training_step,

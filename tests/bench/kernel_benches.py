@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infnerf_tiles.field.decoder import Decoder, decoder_shape, direction_basis
 from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import encode_keys
 from infnerf_tiles.kernels import for_device, reference
-from infnerf_tiles.kernels.arena import Arena, Gradients, MarchSettings, PackedSamples
+from infnerf_tiles.kernels.arena import Arena, Gradients, MarchSettings, PackedSamples, dense_grid_rows
 from infnerf_tiles.kernels.reference.encode import _around, _dense_row, _table_row, _trilinear
 from tests.bench.measure import Bench, Case, Result, attempt
 from tests.bench.surfaces import EDGE, aerial_rays, arena_of, ground_arena
@@ -21,16 +22,19 @@ _STEP = 1.5
 
 
 def encode_chain(bench: Bench) -> list[Result]:
-    """16 grids of 2 features: a dense base and a chain of 15 nodes, points all over the treelet's cube.
+    """16 grids of 2 features: a treelet's dense grids and a chain of nodes, points all over the treelet's cube.
 
-    Every grid is read at a place of its own, which is harder on the caches than samples along rays.
+    On the processor all nested dense grids of a training treelet (4 or 5) and 12 or 11 nodes; on a GPU, where the dense
+    ones are folded into one, the base and 15 nodes. Every node is read at a place of its own, which is harder on the
+    caches than samples along rays.
     """
     results = []
     for table_log2, cells in ((14, 64), (19, 128)):
         shape = FieldShape(cells=cells, table_size=1 << table_log2, features=2)
-        arena = _chain_arena(shape, 15, bench.device)
+        grids = 1 if bench.on_gpu else shape.num_corrections
+        arena = _chain_arena(shape, 16 - grids, bench.device, grids)
         count = 50_000 if bench.quick else 200_000
-        results.append(_encode(bench, f"encode 16x2 T 2^{table_log2}", arena, count, levels=15))
+        results.append(_encode(bench, f"encode 16x2 T 2^{table_log2}", arena, count, levels=16 - grids))
     return results
 
 
@@ -91,10 +95,12 @@ def _encode(bench: Bench, name: str, arena: Arena, count: int, *, levels: int) -
         ours=Case(
             name="kernel, forward and backward",
             seconds=bench.time(lambda: step(kernels, arena)),
-            note=str(arena.tables.dtype).removeprefix("torch."),
+            note=f"{int(arena.dense_grids[0])} dense grids, {levels} nodes, "
+            + str(arena.tables.dtype).removeprefix("torch."),
         ),
     )  # fmt: skip
     result.add("torch twin", bench.time(lambda: step(reference, slow), at_most=4.0), "float32")
+    grids = int(arena.dense_grids[0])
     compiled = bench.compiled(_fixed_chain)
     if isinstance(compiled, str):
         result.add("torch.compile of the twin", None, compiled)
@@ -104,7 +110,7 @@ def _encode(bench: Bench, name: str, arena: Arena, count: int, *, levels: int) -
 
         def compiled_step() -> None:
             tables.grad = dense.grad = None
-            torch.autograd.backward(compiled(tables, dense, position, beta, slow, levels), towards)
+            torch.autograd.backward(compiled(tables, dense, position, beta, slow, levels, grids), towards)
 
         result.add("torch.compile of the twin", *attempt(lambda: bench.time(compiled_step, at_most=4.0)))
     traffic = count * 16 * 8 * arena.features * (arena.tables.element_size() + 8)
@@ -112,14 +118,21 @@ def _encode(bench: Bench, name: str, arena: Arena, count: int, *, levels: int) -
     return result
 
 
-def _fixed_chain(tables: Tensor, dense: Tensor, position: Tensor, beta: Tensor, arena: Arena, levels: int) -> Tensor:
+def _fixed_chain(
+    tables: Tensor, dense: Tensor, position: Tensor, beta: Tensor, arena: Arena, levels: int, grids: int
+) -> Tensor:
     """The torch twin for samples that all have one whole chain: no shape depends on values, so it compiles whole."""
-    cells, base = arena.cells, arena.base_cells
-    scaled = position * base
-    corner = scaled.floor().clamp(max=base - 1)
-    weights = torch.stack(_trilinear(scaled - corner), dim=1)
-    rows = torch.stack([_dense_row(c, base) for c in _around(corner.long())], dim=1)
-    total = (weights[:, :, None] * dense[rows]).sum(dim=1)
+    cells = arena.cells
+    total = torch.zeros((position.shape[0], tables.shape[1]), device=position.device)
+    first = 0
+    for grid in range(grids):
+        n = arena.base_cells >> grid
+        scaled = position * n
+        corner = scaled.floor().clamp(max=n - 1)
+        weights = torch.stack(_trilinear(scaled - corner), dim=1)
+        rows = torch.stack([_dense_row(c, n) for c in _around(corner.long())], dim=1)
+        total = total + (weights[:, :, None] * dense[first + rows]).sum(dim=1)
+        first += dense_grid_rows(n)
     for level in range(levels):
         scaled = position * float(cells << level)
         corner = scaled.floor()
@@ -132,16 +145,17 @@ def _fixed_chain(tables: Tensor, dense: Tensor, position: Tensor, beta: Tensor, 
     return total
 
 
-def _chain_arena(shape: FieldShape, nodes: int, device: torch.device) -> Arena:
+def _chain_arena(shape: FieldShape, nodes: int, device: torch.device, grids: int) -> Arena:
     keys = np.concatenate([encode_keys(level, np.zeros((1, 3), np.int64)) for level in range(nodes)])
     links = link(keys, np.zeros(nodes, np.int32), np.zeros(1, np.int64))
     bits = np.full((nodes, shape.occupancy_bytes), 255, np.uint8)
-    return arena_of(shape, links, bits, device, grids=1)
+    return arena_of(shape, links, bits, device, grids=grids)
 
 
 def _gradients(arena: Arena, levels: int) -> Gradients:
     slots, rows = arena.tables.shape[0], arena.dense.shape[0]
-    return Gradients(slots, arena.table_size, rows, arena.features, levels, 1, device=arena.device)
+    grids = int(arena.dense_grids.max())
+    return Gradients(slots, arena.table_size, rows, arena.features, levels, grids, device=arena.device)
 
 
 def march(bench: Bench) -> list[Result]:
@@ -216,6 +230,47 @@ def composite(bench: Bench) -> list[Result]:
     result.add("torch twin", bench.time(lambda: run(reference)))
     result.add("torch.compile of the twin", None, "skipped: its loop is as long as the longest ray")
     traffic = m * (2 * 24.0 + 4 + 28)
+    result.add("copy of as many bytes", bench.copy_seconds(traffic), f"{traffic / 1e6:.0f} MB")
+    return [result]
+
+
+def decode(bench: Bench) -> list[Result]:
+    """The default decoder without gradient; on the processor there is no kernel of it."""
+    if not bench.on_gpu:
+        return []
+    num, rays = 1 << 20, 1 << 16
+    shape = decoder_shape(
+        features=8, hidden=64, geometry_features=15, density_bias=3.5, gsd_ref=1.0, gsd_finest=1.0 / 16
+    )
+    decoder = Decoder(shape, torch.Generator().manual_seed(0)).to(bench.device).requires_grad_(False)
+    features = torch.randn((num, 8), device=bench.device)
+    directions = torch.nn.functional.normalize(torch.randn((rays, 3), device=bench.device), dim=1)
+    basis = direction_basis(directions)
+    ray = torch.arange(num, device=bench.device).int() // (num // rays)
+    sigma, colour = torch.empty(num, device=bench.device), torch.empty((num, 3), device=bench.device)
+    weights = decoder.weights()
+
+    def run(module: Any) -> None:
+        module.decode_into(weights, features, basis, ray, sigma, colour)
+
+    result = Result(
+        bench="decoder, no gradient", items=num, unit="samples",
+        ours=Case(name="kernel", seconds=bench.time(lambda: run(for_device(bench.device)))),
+    )  # fmt: skip
+    result.add("torch twin, float32", bench.time(lambda: run(reference)))
+    low = torch.bfloat16
+
+    def autocast(call: Callable[..., Any]) -> None:
+        with torch.autocast(bench.device.type, dtype=low):
+            call(features, basis[ray.long()])
+
+    result.add("module under bfloat16", bench.time(lambda: autocast(decoder)))
+    compiled = bench.compiled(decoder)
+    if isinstance(compiled, str):
+        result.add("torch.compile of the module", None, compiled)
+    else:
+        result.add("torch.compile of the module", *attempt(lambda: bench.time(lambda: autocast(compiled))))
+    traffic = num * (32.0 + 4 + 16)
     result.add("copy of as many bytes", bench.copy_seconds(traffic), f"{traffic / 1e6:.0f} MB")
     return [result]
 

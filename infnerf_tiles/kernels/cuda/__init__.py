@@ -7,6 +7,7 @@ use of them as a tensor on the device, so that a training step can be captured a
 from infnerf_tiles.kernels.cuda.adam import adam
 from infnerf_tiles.kernels.cuda.composite import composite, composite_into
 from infnerf_tiles.kernels.cuda.decode import decode, decodes
+from infnerf_tiles.kernels.cuda.decode_into import decode_into
 from infnerf_tiles.kernels.cuda.encode import encode, encode_into
 from infnerf_tiles.kernels.cuda.march import march, march_packed
 from infnerf_tiles.kernels.cuda.nested import fold_dense, spread_gradient
@@ -17,6 +18,7 @@ __all__ = [
     "composite",
     "composite_into",
     "decode",
+    "decode_into",
     "decodes",
     "encode",
     "encode_into",

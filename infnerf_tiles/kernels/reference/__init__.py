@@ -6,6 +6,7 @@ columns come out in the format of the arena's tables.
 
 from infnerf_tiles.kernels.reference.adam import adam
 from infnerf_tiles.kernels.reference.composite import composite, composite_into
+from infnerf_tiles.kernels.reference.decode import decode_into
 from infnerf_tiles.kernels.reference.encode import encode, encode_into
 from infnerf_tiles.kernels.reference.march import march
 from infnerf_tiles.kernels.reference.nested import fold_dense, spread_gradient
@@ -16,6 +17,7 @@ __all__ = [
     "adam",
     "composite",
     "composite_into",
+    "decode_into",
     "encode",
     "encode_into",
     "fold_dense",

@@ -9,7 +9,16 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
+from cuda_checks import (
+    AdamChecks,
+    CompositeChecks,
+    DecodeIntoChecks,
+    EncodeChecks,
+    MarchChecks,
+    NestedChecks,
+    NoteChecks,
+    PackedChecks,
+)
 from decode_checks import DecodeChecks
 
 pytestmark = pytest.mark.gpu
@@ -48,3 +57,7 @@ class TestPacked(PackedChecks):
 class TestDecode(DecodeChecks):
     device, scale = _GPU, 40
     formats: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 5e-3}
+
+
+class TestDecodeInto(DecodeIntoChecks):
+    device, scale = _GPU, 20

@@ -3,7 +3,16 @@
 from typing import ClassVar
 
 import torch
-from cuda_checks import AdamChecks, CompositeChecks, EncodeChecks, MarchChecks, NestedChecks, NoteChecks, PackedChecks
+from cuda_checks import (
+    AdamChecks,
+    CompositeChecks,
+    DecodeIntoChecks,
+    EncodeChecks,
+    MarchChecks,
+    NestedChecks,
+    NoteChecks,
+    PackedChecks,
+)
 from decode_checks import DecodeChecks
 
 _HERE = torch.device("cpu")
@@ -41,3 +50,7 @@ class TestDecode(DecodeChecks):
     # the interpreter has no products of bfloat16
     device, scale = _HERE, 1
     formats: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 5e-3}
+
+
+class TestDecodeInto(DecodeIntoChecks):
+    device, scale = _HERE, 1
