@@ -51,6 +51,7 @@ _COMMANDS = {
     "info": "upkeep",
     "verify": "upkeep",
     "gc": "upkeep",
+    "pack": "upkeep",
 }
 
 

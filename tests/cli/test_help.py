@@ -28,6 +28,7 @@ OPTIONS = {
     "info": {"SCENE", "--treelets"},
     "verify": {"SCENE", "--repair"},
     "gc": {"SCENE"},
+    "pack": {"SCENE", "OUT", "--nodes-per-shard"},
 }
 """What a script may rely on: taking something away from here breaks somebody."""
 
