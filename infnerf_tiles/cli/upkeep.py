@@ -91,15 +91,11 @@ def _level_table(facts: "SceneFacts") -> RenderableType:
 def _smallest_working_set(store: SceneStore, index: SceneIndex) -> int:
     """Bytes without which some sample cannot be drawn; 0 while nothing can."""
     from infnerf_tiles.field.shape import FieldShape
-    from infnerf_tiles.rendering.node_cache import NodeCache
+    from infnerf_tiles.rendering.accounts import smallest_working_set
 
     header = store.header
     shape = FieldShape(cells=header.cells, table_size=header.table_size, features=header.features)
-    cache = NodeCache(store, index, shape, 1)
-    try:
-        return cache.smallest_working_set
-    finally:
-        cache.close()
+    return smallest_working_set(index, shape)
 
 
 def band_rows(index: SceneIndex, band_levels: tuple[int, ...]) -> list[dict[str, int]]:
@@ -250,10 +246,10 @@ def gc(terminal: Terminal, scene: str) -> None:
     help="Nodes that share a file where OUT is a folder; default: 32.",
 )
 def pack(terminal: Terminal, scene: str, output: Path, nodes_per_shard: int | None) -> None:
-    """Write a copy of SCENE to ship: what drawing needs, nothing else, in one .zip or in a folder of few, large files.
+    """Write a copy of SCENE to OUT, to ship: what drawing needs and nothing else, in one .zip or in a few large files.
 
-    A folder may stand behind any web server or object store that answers range requests; behind a server that does not,
-    use the scene itself, whose nodes are files of their own. Packed copies can be read but not changed.
+    A folder OUT may stand behind any web server or object store that answers range requests; for a server that does
+    not, use the scene itself, whose nodes are files of their own. Packed copies can be read but not changed.
 
     \b
     Examples:
