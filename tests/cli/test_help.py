@@ -22,7 +22,7 @@ OPTIONS = {
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes", "--threads"} | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
-    | {"--depth", "--alpha", "--levels"}
+    | {"--depth", "--depth-format", "--alpha", "--levels"}
     | DRAWING
     | SETTINGS,
     "info": {"SCENE", "--treelets"},
