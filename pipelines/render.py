@@ -1,7 +1,6 @@
 """render: pictures and films of a trained scene."""
 
 import difflib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float32, Float64
 from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.process import peak_memory
+from infnerf_tiles.rendering.appearance import appearance_of
 from infnerf_tiles.rendering.camera_paths import DEFAULT_FPS, CameraPath, make_path
 from infnerf_tiles.rendering.renderer import Renderer
-from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.rendering.scene import Scene, content_centre
 from infnerf_tiles.rendering.sequence import DepthFormat, Extras, render_sequence
 from infnerf_tiles.settings import Settings
 
+__all__ = ["RenderOptions", "RenderReport", "appearance_of", "content_centre", "render"]
 Progress = Callable[[float, int], None]
 """(frames done, with the part of the one at work; frames in all)"""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,35 +140,6 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
         seconds=time.monotonic() - started,
         peak_bytes=peak_memory(),
     )
-
-
-def appearance_of(scene: Scene, name: str) -> Float32 | Float64 | None:
-    """The colour transform float[3, 4] that "mean", "none" (None) or a photo's name stands for.
-
-    SettingsError for a name that no photo has.
-    """
-    if name == "none":
-        return None
-    if name == "mean":
-        return scene.mean_affine
-    if name not in scene.names:
-        raise SettingsError(
-            f"appearance: expected 'mean', 'none' or the name of one of the {len(scene.names)} photos, got {name!r}"
-        )
-    row = scene.names.index(name)
-    if not scene.known[row]:
-        _log.warning("the colour transform of photo %s is not known: the mean of the others is taken", name)
-        return scene.mean_affine
-    own: Float32 = scene.affine[row]
-    return own
-
-
-def content_centre(scene: Scene) -> Float64:
-    """float64[3], world: the median place of the finest nodes, which stand where the photos show most."""
-    octree = scene.octree
-    finest = octree.levels >= octree.depth - 1
-    centres = (octree.xyz[finest] + 0.5) / np.exp2(octree.levels[finest].astype(np.float64))[:, None]
-    return scene.header.root.to_world(np.median(centres, axis=0))
 
 
 def _path(scene: Scene, options: RenderOptions) -> CameraPath:

@@ -48,6 +48,7 @@ _COMMANDS = {
     "train": "training",
     "eval": "pictures",
     "render": "pictures",
+    "view": "viewing",
     "info": "upkeep",
     "verify": "upkeep",
     "gc": "upkeep",

@@ -25,6 +25,7 @@ OPTIONS = {
     | {"--depth", "--depth-format", "--alpha", "--levels"}
     | DRAWING
     | SETTINGS,
+    "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width"},
     "info": {"SCENE", "--treelets"},
     "verify": {"SCENE", "--repair"},
     "gc": {"SCENE"},
