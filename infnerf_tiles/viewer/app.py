@@ -47,6 +47,8 @@ class Viewer:
         self._server = viser.ViserServer(
             host="127.0.0.1", port=0, label=f"infnerf-tiles: {scene.store.name}", verbose=False
         )
+        # a visitor's browser could ask for a tunnel through a server of the library's makers, past the gate
+        setattr(self._server, "request_share_url", _refuse_to_share)  # noqa: B010
         try:
             self._gate = Gate(host, port, self._server.get_port(), self.token)
         except BaseException:
@@ -113,6 +115,10 @@ class Viewer:
             visitor = self._visitors.pop(client.client_id, None)
         if visitor is not None:
             visitor.stop()
+
+
+def _refuse_to_share(verbose: bool = True) -> None:
+    _log.warning("viewer: a visitor asked for a public address; refused")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """What can be laid over the picture: node boxes, photos, and the key poses of a camera path."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import viser
@@ -40,6 +41,10 @@ def box_colours(scene: Scene, keys: Int64, resident: int, *, by_level: bool) -> 
         colours = np.where(np.arange(len(keys))[:, None] < resident, _RESIDENT, _COMING).astype(np.uint8)
     repeated: UInt8 = np.repeat(colours, 12, axis=0)[:, None].repeat(2, axis=1)
     return repeated
+
+
+def _clicked(fly_to: Callable[[int], None], photo: int, _: object) -> None:
+    fly_to(photo)
 
 
 class Overlays:
@@ -96,7 +101,7 @@ class Overlays:
                     cast_shadow=False,
                     receive_shadow=False,
                 )
-                frustum.on_click(lambda _, photo=photo: fly_to(photo))
+                frustum.on_click(partial(_clicked, fly_to, photo))
                 self._photos.append(frustum)
 
     def hide_photos(self) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import viser
@@ -235,8 +236,8 @@ class Visitor:
         seen = -1
         while True:
             with self._changes:
-                self._changes.wait_for(lambda seen=seen: self._version != seen or self._ended)
-                if self._ended:
+                self._changes.wait_for(partial(self._differs, seen))
+                if self._over():
                     return
                 seen = self._version
             failed = ""
@@ -249,7 +250,7 @@ class Visitor:
             except InfnerfError as error:  # a server that went away, for one: what is shown stays
                 failed = str(error)
             except Exception as error:
-                if self._ended:  # the browser is gone
+                if self._over():  # the browser is gone
                     return
                 _log.exception("viewer: a picture could not be drawn")
                 failed = f"{type(error).__name__}: {error}"
@@ -257,7 +258,7 @@ class Visitor:
                 _log.warning("viewer: %s", failed)
                 self._status.content = f"**cannot draw finer now:** {failed}"
                 with self._changes:
-                    if not self._changes.wait_for(lambda seen=seen: self._version != seen, _RETRY_SECONDS):
+                    if not self._changes.wait_for(partial(self._differs, seen), _RETRY_SECONDS):
                         self._version += 1
 
     def _draw(self, version: int) -> None:
@@ -277,7 +278,7 @@ class Visitor:
                 picture = renderer.render(
                     camera, view.pose, lod_bias=bias, affine=affine,
                     # the first answer is given even to a camera that moves on
-                    abort=lambda reduction=reduction: self._outdated(version, reduction),
+                    abort=partial(self._outdated, version, reduction),
                 )  # fmt: skip
                 seconds = time.monotonic() - began
                 counters, cache = renderer.cache.counters, renderer.cache
@@ -310,6 +311,12 @@ class Visitor:
                 self._changes.wait_for(lambda: self._version != version, rest)
         if self._outdated(version, 1):
             raise Aborted
+
+    def _differs(self, version: int) -> bool:
+        return self._version != version or self._ended
+
+    def _over(self) -> bool:
+        return self._ended
 
     def _outdated(self, version: int, reduction: int) -> bool:
         if self._ended or self._shared.wanted_back:

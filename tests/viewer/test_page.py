@@ -125,3 +125,8 @@ def test_the_token_is_asked_for_beyond_this_machine(folder: Path) -> None:
 def test_chromium_was_found() -> None:
     assert PROGRAM is not None
     assert shutil.which(PROGRAM)
+
+
+def test_nobody_opens_a_tunnel(viewer: Viewer, caplog: pytest.LogCaptureFixture) -> None:
+    assert viewer._server.request_share_url() is None
+    assert "refused" in caplog.text
