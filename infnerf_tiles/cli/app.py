@@ -49,6 +49,7 @@ _COMMANDS = {
     "eval": "pictures",
     "render": "pictures",
     "view": "viewing",
+    "export": "exporting",
     "info": "upkeep",
     "verify": "upkeep",
     "gc": "upkeep",

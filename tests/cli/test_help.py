@@ -26,6 +26,8 @@ OPTIONS = {
     | DRAWING
     | SETTINGS,
     "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width"},
+    "export": {"SCENE", "OUT", "--what", "--pyramid", "--node", "--max-points", "--depth-format", "--appearance"}
+    | {"--memory-budget", "--threads"},
     "info": {"SCENE", "--treelets"},
     "verify": {"SCENE", "--repair"},
     "gc": {"SCENE"},
