@@ -138,6 +138,11 @@ class Renderer:
                 f"nodes with its bases takes in this scene, got {format_bytes(self.memory_budget)}"
             )
 
+    @property
+    def deepest_level(self) -> int:
+        """The finest level that a picture can show."""
+        return self.scene.octree.depth
+
     def render(
         self,
         camera: Camera,

@@ -5,18 +5,42 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from infnerf_tiles.arrays import Float32, Float64, UInt8
+from infnerf_tiles.geometry.camera import Camera
 from infnerf_tiles.rendering.camera_paths import CameraPath
-from infnerf_tiles.rendering.renderer import Picture, Renderer
+from infnerf_tiles.rendering.renderer import Picture
 from infnerf_tiles.rendering.video import FrameWriter, depth_to_image, level_heat_map, to_uint8
 
 _SCALE_MARGIN = 1.5  # the depth scale of a film reaches that much beyond what its first frame shows
 
 Progress = Callable[[float, int], None]
 """(frames done, with the part of the one at work; frames in all)"""
+
+
+class PictureSource(Protocol):
+    """What draws the frames; `Renderer` is one."""
+
+    @property
+    def deepest_level(self) -> int:
+        """The finest level that a picture can show."""
+
+    def render(
+        self,
+        camera: Camera,
+        camera_to_world: Float64,
+        *,
+        lod_bias: float = 0.0,
+        affine: Float32 | Float64 | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Picture:
+        """One picture, as `Renderer.render` draws it."""
+
+    def prefetch(self, camera: Camera, camera_to_world: Float64, *, lod_bias: float = 0.0) -> None:
+        """Told of the frame that comes next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +71,7 @@ def companion(output: Path, name: str) -> Path:
 
 
 def render_sequence(
-    renderer: Renderer,
+    renderer: PictureSource,
     path: CameraPath,
     output: Path,
     *,
@@ -63,7 +87,7 @@ def render_sequence(
     """
     names = () if extras is None else extras.names
     outputs = (output, *(companion(output, name) for name in names))
-    to_images = _Images(deepest=renderer.scene.octree.depth)
+    to_images = _Images(deepest=renderer.deepest_level)
     num_samples = 0
     with ExitStack() as stack:
         writers = [stack.enter_context(FrameWriter(place, fps=path.fps)) for place in outputs]
