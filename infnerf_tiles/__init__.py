@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from infnerf_tiles.api import TrainerCallback as TrainerCallback
     from infnerf_tiles.api import VolumeRenderer as VolumeRenderer
     from infnerf_tiles.api import VolumeRendererConfig as VolumeRendererConfig
+    from infnerf_tiles.api import config_for_photos as config_for_photos
     from infnerf_tiles.api import read_dataset as read_dataset
     from infnerf_tiles.api import render_demo_images as render_demo_images
 
@@ -54,6 +55,7 @@ _API = (
     "TrainerCallback",
     "VolumeRenderer",
     "VolumeRendererConfig",
+    "config_for_photos",
     "read_dataset",
     "render_demo_images",
 )

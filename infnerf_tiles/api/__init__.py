@@ -3,9 +3,9 @@
 The names are those of the original InfNeRF package, on the same field, kernels, training rules and drawing that the
 command line uses. `python -m infnerf_tiles.api.reference` prints all of it on one page.
 
-    from infnerf_tiles import InfNeRF, InfNeRFConfig, InfNeRFTrainer, InfNeRFTrainerConfig, InfNeRFRenderer
+    from infnerf_tiles import InfNeRF, InfNeRFRenderer, InfNeRFTrainer, InfNeRFTrainerConfig, config_for_photos
 
-    model = InfNeRF(InfNeRFConfig(max_depth=6, scene_bound=120.0))
+    model = InfNeRF(config_for_photos("photos"))
     InfNeRFTrainer(model, "photos", InfNeRFTrainerConfig(num_epochs=2)).train()
     picture = InfNeRFRenderer(model).render_image(camera_pose, intrinsics)["rgb"]
 
@@ -20,6 +20,7 @@ from infnerf_tiles.api.config import (
     InfNeRFTrainerConfig,
     VolumeRendererConfig,
 )
+from infnerf_tiles.api.fitting import config_for_photos
 from infnerf_tiles.api.grid import OctreeGrid
 from infnerf_tiles.api.model import InfNeRF
 from infnerf_tiles.api.optimizer import FieldAdam
@@ -52,6 +53,7 @@ __all__ = [
     "TrainerCallback",
     "VolumeRenderer",
     "VolumeRendererConfig",
+    "config_for_photos",
     "read_dataset",
     "render_demo_images",
 ]

@@ -296,9 +296,9 @@ class OctreeModel(nn.Module):
             return samples, None
         # a pass over densities alone finds what lies behind opaque matter, which then costs nothing more
         with torch.no_grad():
-            features = self.grid(samples.position, samples.slot, samples.beta, self.arena())
+            features = self.grid(samples.position, samples.slot, samples.beta, self.arena()).float()
             sigma, _ = self.decoder.density(features)  # type: ignore[operator]
-        samples, index = keep_reached(samples, sigma, _STOP)
+        samples, index = keep_reached(samples, sigma.float(), _STOP)
         return samples, features[index]
 
     def shade(self, samples: Samples, basis: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -361,7 +361,8 @@ class OctreeModel(nn.Module):
             sigma, colour = checkpoint(self.decoder, features, basis, use_reentrant=False)
         else:
             sigma, colour = self.decoder(features, basis)
-        return sigma, colour
+        # products in half precision end here
+        return sigma.to(self.dtype), colour.to(self.dtype)
 
     # --- to and from elsewhere ----------------------------------------------------------------------------------
 

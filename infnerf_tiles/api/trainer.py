@@ -18,6 +18,7 @@ from infnerf_tiles.api.checkpoint import load_model, parameters_of, read_checkpo
 from infnerf_tiles.api.config import InfNeRFRendererConfig, InfNeRFTrainerConfig, VolumeRendererConfig
 from infnerf_tiles.api.distributed import Group
 from infnerf_tiles.api.drawing import ModelRenderer
+from infnerf_tiles.api.fitting import check_bounds
 from infnerf_tiles.api.model import InfNeRF
 from infnerf_tiles.api.optimizer import FieldAdam, remap_optimizer
 from infnerf_tiles.api.rays import PhotoSampler, RayBatch, Sampler, photo_source
@@ -66,7 +67,8 @@ class InfNeRFTrainer:
                 learning rates are the rates at the start.
             losses: further loss terms by name.
 
-        SettingsError for a data set that is none of these; DatasetError if no photo is left to train on.
+        SettingsError for a data set that is none of these or lies outside the model's cube; DatasetError if no photo is
+        left to train on.
         """
         self.model, self.config = model, config or InfNeRFTrainerConfig()
         self.volume = volume if isinstance(volume, VolumeRenderer) else VolumeRenderer(volume)
@@ -80,6 +82,7 @@ class InfNeRFTrainer:
             self.group.same_model(model)
         self.adaptation = Adaptation(model)
         if self.source is not None:
+            check_bounds(model.root, self.source)
             self.adaptation.start_from_points(self.source)
         made = optimizer or FieldAdam.of_model(model, c.lr_init)
         self.optimizer: Optimizer = made if isinstance(made, Optimizer) else made(model.parameters())
@@ -220,6 +223,11 @@ class InfNeRFTrainer:
             if self.volume.config.lambda_transparency > 0:
                 densities, gsd = model.random_densities(_RANDOM_POINTS, generator)
                 outputs |= {"random_densities": densities, "random_gsd": gsd}
+        if self.step == 0 and not outputs["samples"].count:
+            raise SettingsError(
+                f"dataset: expected rays that meet the model's cube {model.root}, none of {batch.num_rays} does; set "
+                "scene_bound and root_origin (config_for_photos finds them)"
+            )
         terms = self.volume.compute_losses(outputs, {"rgb": batch.rgb, "depth": batch.depth})
         loss = terms["total"]
         for name, term in self.losses.items():
