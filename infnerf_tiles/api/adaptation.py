@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infnerf_tiles.api.grid import OctreeGrid
 from infnerf_tiles.api.octree_model import UNLIMITED, OctreeModel
 from infnerf_tiles.api.rays import PhotoSource
 from infnerf_tiles.arrays import Bool, Int64
@@ -18,7 +19,7 @@ from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import grow_from_points
 from infnerf_tiles.kernels.arena import Samples
 from infnerf_tiles.training.growth import Evidence
-from infnerf_tiles.training.refresh import refresh_occupancy
+from infnerf_tiles.training.refresh import refresh_occupancy, settle_levels
 from infnerf_tiles.training.result import prune
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.volume.occupancy import cells_of_points
@@ -174,12 +175,27 @@ class Adaptation:
         model = self.model
         level = self.state.level[: model.num_nodes].astype(np.float32)
         seen = np.maximum(np.minimum(self.evidence.seen, level), 0.0)
+        # what finer nodes add to counts in full there, so it has to where this node draws as well
+        carries: Bool = np.asarray((self.state.arena.children.numpy() >= 0).any(axis=1))
+        seen = np.where(carries[: model.num_nodes], level, seen)
         if (self.evidence.seen >= 0).any():
             known = torch.from_numpy(seen).to(model.lambda_max)
             # what was trained before this training counts too
             before = torch.where(model.lambda_max >= UNLIMITED, torch.zeros_like(known), model.lambda_max)
             model.lambda_max.copy_(torch.maximum(known, before))
             model.octree_changed()
+
+    def settle(self) -> None:
+        """At the end of a training: make the levels' occupancy agree where one hands over to the next."""
+        model, state = self.model, self.state
+        if not isinstance(model.grid, OctreeGrid) or model.dtype != torch.float32 or model.device.type != "cpu":
+            return
+        state.tables, state.dense = model.grid.tables.data, model.grid.dense.data
+        state.relink()
+        threshold = model.config.pruning_threshold
+        decoder: Any = model.decoder
+        state.set_occupied(settle_levels(state, decoder, self.frame, state.occupied(), threshold))
+        self._hand_over()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The evidence as tensors."""

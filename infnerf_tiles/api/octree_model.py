@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from infnerf_tiles.api.config import InfNeRFConfig
 from infnerf_tiles.api.grid import OctreeGrid, kernels_for
+from infnerf_tiles.api.packets import chosen
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
@@ -291,7 +292,7 @@ class OctreeModel(nn.Module):
                 edge = torch.as_tensor(bound, dtype=samples.t.dtype, device=self.device).expand(rays.origins.shape[0])
                 inside &= side * (samples.t - edge[ray]) >= 0
         if not bool(inside.all()):
-            samples = _chosen(samples, inside)
+            samples = chosen(samples, inside)
         if self.device.type != "cpu" or self.dtype == torch.float64 or not isinstance(self.grid, OctreeGrid):
             return samples, None
         # a pass over densities alone finds what lies behind opaque matter, which then costs nothing more
@@ -306,13 +307,14 @@ class OctreeModel(nn.Module):
         arena, ray = self.arena(), samples.ray.long()
         features = self._features(samples.position, samples.slot, samples.beta, arena, known)
         sigma, colour = self._decode(features, basis[ray])
+        sigma = sigma * samples.blend
         mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
         if mixed.numel():
             ones = torch.ones_like(samples.blend[mixed])
             above = self._features(samples.position_above[mixed], samples.slot_above[mixed], ones, arena, None)
             sigma_above, colour_above = self._decode(above, basis[ray[mixed]])
             blend = samples.blend[mixed]
-            sigma = sigma.index_add(0, mixed, (1.0 - blend) * (sigma_above - sigma[mixed]))
+            sigma = sigma.index_add(0, mixed, (1.0 - blend) * sigma_above)
             change = (1.0 - blend[:, None]) * (colour_above - colour[mixed])
             colour = colour.index_add(0, mixed, change)
         return sigma, colour
@@ -393,14 +395,3 @@ class OctreeModel(nn.Module):
             self.appearance.affine.data = self.appearance.affine.data.new_zeros(affine.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._arena = None
-
-
-def _chosen(samples: Samples, mask: Tensor) -> Samples:
-    """The samples where bool [M] `mask` is set."""
-    before = torch.cat([samples.ray_start.new_zeros(1), torch.cumsum(mask, 0)])
-    columns = {
-        field.name: getattr(samples, field.name)[mask]
-        for field in fields(Samples)
-        if field.name not in ("ray_start", "next_step")
-    }
-    return replace(samples, ray_start=before[samples.ray_start], **columns)

@@ -159,6 +159,8 @@ class InfNeRFTrainer:
             for callback in self.callbacks:
                 callback.on_end(self)
         self._share_levels()
+        if self.step == self.total_steps:
+            self.adaptation.settle()
         if self.group.is_first:
             self.save(Path(c.ckpt_dir) / "last.pth")
         return metrics
