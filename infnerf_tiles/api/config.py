@@ -129,7 +129,8 @@ class InfNeRFTrainerConfig:
     mixed_precision: bool = True
     """bfloat16 for the decoder's products where the device is faster with it."""
     distributed: bool = False
-    """Average gradients over the processes that `torchrun` started."""
+    """Average gradients over the processes that `torchrun` started: they train one treelet, the same everywhere. Scenes
+    of many treelets need no such traffic: `infnerf-tiles train` gives every worker treelets of its own."""
     local_rank: int = 0
     """Which of the processes on this machine this one is; on CUDA also the number of its device."""
     distributed_timeout: float = 600.0
