@@ -14,7 +14,7 @@ from infnerf_tiles import InfNeRF, InfNeRFTrainer, InfNeRFTrainerConfig
 from infnerf_tiles.errors import SettingsError
 
 SCRIPT = Path(__file__).parent / "ranks.py"
-STEPS = 60
+STEPS = 100
 
 
 def _start(folder: Path, mode: str, rays: int, steps: int, rank: int = 0, size: int = 1, port: int = 0,
@@ -61,7 +61,7 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> No
     assert nodes[0] == nodes[1]
     assert len(nodes[0]) == pytest.approx(len(json.loads((one / "nodes0.json").read_text())), rel=0.2)
     assert len(nodes[0]) > 1
-    assert expected[-1] < 0.7 * expected[0]
+    assert sum(expected[-10:]) / 10 < 0.7 * expected[0]
 
 
 def test_a_killed_process_ends_the_other_with_a_clear_error(tmp_path: Path) -> None:

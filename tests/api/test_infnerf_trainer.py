@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from api.api_models import TINY, ball_photos, tiny_model
+from api.api_models import TINY, ball_photos, some_rays, tiny_model
 
 from infnerf_tiles.api import (
     InfNeRF,
@@ -18,6 +18,7 @@ from infnerf_tiles.api import (
     TrainerCallback,
 )
 from infnerf_tiles.api.checkpoint import load_model
+from infnerf_tiles.api.optimizer import remap_optimizer
 from infnerf_tiles.errors import DamagedStoreError, NonFiniteError, SettingsError, StoreFormatError
 
 PHOTOS = ball_photos()
@@ -68,9 +69,26 @@ def test_two_hundred_steps_are_a_hundred_and_a_hundred_resumed(tmp_path: Path) -
     second.train(resume=tmp_path / "b" / "last.pth")
     assert second.step == straight.step == 200
     assert straight.model.num_nodes > 1
+    assert straight.growths == second.growths > 0
     assert _same(straight.model, second.model)
     for a, b in zip(straight.optimizer.state.values(), second.optimizer.state.values(), strict=True):
         assert all(torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])) for name in a)
+
+
+def test_what_an_optimizer_keeps_follows_its_nodes() -> None:
+    model = tiny_model(seed=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(*some_rays(64), focal_length=40.0)["rgb"].sum().backward()
+    optimizer.step()
+    tables: Any = model.grid.tables
+    before = {name: optimizer.state[tables][name].clone() for name in ("exp_avg", "exp_avg_sq")}
+    assert float(before["exp_avg_sq"].abs().amax(dim=(1, 2)).min()) > 0.0
+    source = torch.tensor([0, 2, -1, 5])
+    remap_optimizer(optimizer, model, source)
+    for name, value in before.items():
+        now = optimizer.state[tables][name]
+        assert torch.equal(now[[0, 1, 3]], value[[0, 2, 5]])
+        assert float(now[2].abs().max()) == 0.0
 
 
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from api.api_models import TINY, tiny_model
+from api.api_models import TINY, some_rays, tiny_model
 from rendering.random_scenes import full_keys, make_scene, near_keys
 from torch import nn
 
@@ -55,9 +55,15 @@ def test_a_saved_model_comes_back_bit_by_bit(tmp_path: Path) -> None:
             assert np.array_equal(a.read_occupancy(slot), b.read_occupancy(slot))
 
 
-def test_settling_changes_nothing_the_second_time() -> None:
+def test_settling_changes_nothing_to_see_and_nothing_at_all_the_second_time() -> None:
     model = _trained(2)
+    with torch.no_grad():
+        before = model(*some_rays(64), focal_length=40.0)
     settle(model)
+    with torch.no_grad():
+        after = model(*some_rays(64), focal_length=40.0)
+    for name in ("rgb", "alpha"):
+        torch.testing.assert_close(before[name], after[name], rtol=0.0, atol=5e-3)
     once = {name: value.clone() for name, value in model.state_dict().items()}
     settle(model)
     assert all(torch.equal(value, once[name]) for name, value in model.state_dict().items())
