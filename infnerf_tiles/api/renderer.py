@@ -40,7 +40,8 @@ class InfNeRFRenderer:
     """Pictures and films, in the size and with the limits of an `InfNeRFRendererConfig`."""
 
     def __init__(self, model: InfNeRF | Scene, config: InfNeRFRendererConfig | None = None):
-        """model: a model in memory, or an open scene that is streamed within `config.memory_budget`.
+        """model: a model in memory, or an open scene that is streamed within `config.memory_budget` (then `close` it,
+        or use the renderer as a context manager).
 
         Where photos have colour transforms of their own, their mean is applied.
         """
@@ -153,6 +154,19 @@ class InfNeRFRenderer:
             height=_ORBIT_HEIGHT * root.edge,
             frames=num_views,
         )
+
+    def close(self) -> None:
+        """Let a scene store go; a model in memory stays as it is."""
+        if isinstance(self.source, StreamingRenderer):
+            self.source.close()
+        if isinstance(self.model, Scene):
+            self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _draw(self, camera: Camera, pose: Float64) -> Picture:
         bias = 0.0 if isinstance(self.source, ModelRenderer) else self.config.lod_bias

@@ -74,9 +74,10 @@ def test_model_and_scene_draw_the_same_picture(tmp_path: Path) -> None:
     model.save(tmp_path / "s.zarr")
     with Scene.open(tmp_path / "s.zarr") as scene:
         drawn = InfNeRFRenderer(model).render_image(POSE, CAMERA)
-        streamed = InfNeRFRenderer(scene).render_image(POSE, CAMERA)
-        with StreamingRenderer(scene, memory_budget="1MB") as renderer:
-            tight = torch.from_numpy(renderer.render(CAMERA, POSE).rgb)
+        with InfNeRFRenderer.from_checkpoint(tmp_path / "s.zarr") as renderer:
+            streamed = renderer.render_image(POSE, CAMERA)
+        with StreamingRenderer(scene, memory_budget="1MB") as streaming:
+            tight = torch.from_numpy(streaming.render(CAMERA, POSE).rgb)
     for name in ("rgb", "alpha", "depth", "level"):
         assert torch.equal(drawn[name].nan_to_num(-1.0), streamed[name].nan_to_num(-1.0)), name
     assert torch.equal(tight, drawn["rgb"])

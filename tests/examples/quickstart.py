@@ -1,6 +1,6 @@
 """The Python API from photos to pictures, cell by cell, as in a notebook: `python quickstart.py [FOLDER]`.
 
-Without a FOLDER of photos (COLMAP or transforms.json) it takes its own of a small synthetic city. A minute at most.
+Without a FOLDER of photos (COLMAP or transforms.json) it takes its own of a small synthetic city. Half a minute.
 """
 
 # %% what is needed
@@ -28,7 +28,7 @@ out = Path(tempfile.mkdtemp(prefix="infnerf-quickstart-"))
 if len(sys.argv) > 1:
     photos = read_dataset(Path(sys.argv[1]))
 else:
-    write_city_dataset(out / "photos", blocks=(1, 1), num_photos=16, size=(96, 72), supersample=2)
+    write_city_dataset(out / "photos", blocks=(1, 1), num_photos=12, size=(80, 60), supersample=2)
     photos = read_dataset(out / "photos")
 
 # %% a model as large and as deep as the photos ask for
@@ -46,11 +46,11 @@ after = trainer.train()
 sys.stdout.write(f"held-out PSNR {before['psnr']:.1f} -> {after['psnr']:.1f} dB, {model.num_nodes} nodes\n")
 
 # %% pictures from the best checkpoint
-size = InfNeRFRendererConfig(image_width=96, image_height=72, save_depth=True)
+size = InfNeRFRendererConfig(image_width=80, image_height=60, save_depth=True)
 renderer = InfNeRFRenderer.from_checkpoint(out / "checkpoints" / "best.pth", size)
 picture = renderer.render_image(photos.cameras.camera_to_world[0], photos.cameras.camera(0))
 files = render_demo_images(renderer, num_views=2, output_dir=out / "views")
-film = renderer.render_spiral_video([0, 0, 0], 120.0, 4, 110.0, out / "spiral.mp4")
+film = renderer.render_spiral_video([0, 0, 0], 120.0, 3, 90.0, out / "spiral.mp4")
 
 # %% as a scene store, which every command reads, and streamed from there within 8 MB
 model.save(out / "city.zarr", photos)

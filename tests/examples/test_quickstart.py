@@ -18,6 +18,6 @@ def test_the_quickstart_runs_and_learns(tmp_path: Path) -> None:
     words = first.split()
     assert float(words[4]) > float(words[2]) + 1.0
     assert "2 views, ['spiral.mp4', 'spiral_depth.mp4']" in second
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("infnerf-quickstart-*")
     assert (folder / "city.zarr" / "zarr.json").is_file()
     assert len(list((folder / "views").glob("*.png"))) == 2
