@@ -9,10 +9,17 @@ from infnerf_tiles.store.location import Location
 
 
 class InfNeRF(OctreeModel):
-    """A scene in memory, for training and drawing from torch; see `OctreeModel` for what it is made of.
+    """A scene in memory, for training and drawing from torch: an octree of feature grids and one decoder.
 
     `InfNeRF(config)` is empty: one node, nearly transparent. `forward` gives what rays see, with gradients for every
     parameter; `InfNeRFTrainer` trains it and lets its octree adapt; `InfNeRFRenderer` draws it.
+
+    Parameters: `grid` (tables and dense base grids), `decoder`, `background`, `appearance`. Buffers: the octree, so
+    that `state_dict` holds all there is; loading one resizes the octree. float32, or float64 after `.double()` (with
+    the slow, plain torch kernels).
+
+    `InfNeRF(config, decoder=…, grid=…, background=…)` replaces parts by any `nn.Module` with the calls of
+    `field.decoder.Decoder` (`density(features)`, `forward(features, basis)`), `OctreeGrid`, `field.background`.
     """
 
     def save(self, scene: Location, dataset: PosedPhotos | None = None) -> None:

@@ -10,7 +10,7 @@ from infnerf_tiles import InfNeRF, InfNeRFConfig, InfNeRFTrainer, InfNeRFTrainer
 
 def train(folder: Path, *, distributed: bool, rays: int, steps: int, killed_at: int) -> list[float]:
     """Losses of every step. The process with rank 1 dies at step `killed_at`."""
-    from api_models import TINY, ball_photos
+    from api.api_models import TINY, ball_photos
 
     rank = int(os.environ.get("RANK", "0"))
     config = InfNeRFTrainerConfig(
@@ -30,8 +30,7 @@ def train(folder: Path, *, distributed: bool, rays: int, steps: int, killed_at: 
 
 
 if __name__ == "__main__":
-    out, mode, rays, steps, killed_at = sys.argv[1:]
-    found = train(
-        Path(out), distributed=mode == "many", rays=int(rays), steps=int(steps), killed_at=int(killed_at)
-    )
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    out, rays, steps, killed_at = sys.argv[1:]
+    found = train(Path(out), distributed=True, rays=int(rays), steps=int(steps), killed_at=int(killed_at))
     (Path(out) / f"losses{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))

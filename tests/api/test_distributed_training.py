@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from api.api_models import ball_photos
+from api.ranks import train
 
 from infnerf_tiles import InfNeRF, InfNeRFTrainer, InfNeRFTrainerConfig
 from infnerf_tiles.errors import SettingsError
@@ -17,11 +18,12 @@ SCRIPT = Path(__file__).parent / "ranks.py"
 STEPS = 100
 
 
-def _start(folder: Path, mode: str, rays: int, steps: int, rank: int = 0, size: int = 1, port: int = 0,
-           killed_at: int = -1) -> "subprocess.Popen[str]":  # fmt: skip
-    many = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **(many if mode == "many" else {})}
-    command = [sys.executable, str(SCRIPT), str(folder), mode, str(rays), str(steps), str(killed_at)]
+def _start(
+    folder: Path, rays: int, steps: int, rank: int, port: int, killed_at: int = -1
+) -> "subprocess.Popen[str]":
+    group = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **group}
+    command = [sys.executable, str(SCRIPT), str(folder), str(rays), str(steps), str(killed_at)]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -46,12 +48,11 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> No
     one.mkdir()
     two.mkdir()
     port = _free_port()
-    ranks = [_start(two, "many", 64, STEPS, rank, 2, port) for rank in range(2)]
-    alone = _start(one, "one", 128, STEPS)
-    for process in (*ranks, alone):
+    ranks = [_start(two, 64, STEPS, rank, port) for rank in range(2)]
+    expected = train(one, distributed=False, rays=128, steps=STEPS, killed_at=-1)
+    for process in ranks:
         code, errors = _finished(process)
         assert code == 0, errors
-    expected = json.loads((one / "losses0.json").read_text())
     for rank in range(2):
         found = json.loads((two / f"losses{rank}.json").read_text())
         assert len(found) == STEPS
@@ -66,7 +67,7 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path: Path) -> No
 
 def test_a_killed_process_ends_the_other_with_a_clear_error(tmp_path: Path) -> None:
     port = _free_port()
-    ranks = [_start(tmp_path, "many", 32, 5000, rank, 2, port, killed_at=5) for rank in range(2)]
+    ranks = [_start(tmp_path, 32, 5000, rank, port, killed_at=5) for rank in range(2)]
     assert _finished(ranks[1])[0] == 9
     code, errors = _finished(ranks[0], 60.0)
     assert code == 1

@@ -7,7 +7,8 @@ import pytest
 import torch
 import zarr
 from api.api_models import TINY, some_rays, tiny_model
-from rendering.random_scenes import full_keys, make_scene, near_keys
+from rendering.random_scenes import CAMERA as MANY_CAMERA
+from rendering.random_scenes import full_keys, make_scene, near_keys, pose
 from torch import nn
 
 from infnerf_tiles.api import InfNeRF, InfNeRFConfig, InfNeRFRenderer, InfNeRFRendererConfig, Scene, StreamingRenderer
@@ -92,6 +93,17 @@ def test_scenes_of_many_treelets_come_back_too() -> None:
     copy = zarr.storage.MemoryStore()
     model.save(copy)
     _bits_equal(model, InfNeRF.from_scene(copy))
+    # the hand-over between treelets included
+    with Scene.open(copy) as scene, InfNeRFRenderer(scene) as renderer:
+        view = pose((30.0, 22.0, 18.0))
+        streamed = renderer.render_image(view, MANY_CAMERA)
+        drawn = InfNeRFRenderer(model).render_image(view, MANY_CAMERA)
+    assert torch.equal(streamed["rgb"], drawn["rgb"])
+    assert float(drawn["alpha"].max()) > 0.1
+    out = model(torch.tensor([[30.0, 22.0, 18.0]]).expand(50, 3), torch.randn(50, 3) - torch.tensor([10.0, 8.0, 6.0]),
+                focal_length=60.0)  # fmt: skip
+    out["rgb"].sum().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.grid.parameters())
 
 
 def test_custom_parts_and_taken_places_are_refused(tmp_path: Path) -> None:
