@@ -11,6 +11,7 @@ from torch import Tensor
 
 from infnerf_tiles.api.grid import OctreeGrid
 from infnerf_tiles.api.octree_model import UNLIMITED, OctreeModel
+from infnerf_tiles.api.packets import on_host
 from infnerf_tiles.api.rays import PhotoSource
 from infnerf_tiles.arrays import Bool, Int64
 from infnerf_tiles.errors import SettingsError
@@ -49,7 +50,7 @@ class Adaptation:
         keys = model.keys.cpu().numpy()
         state = TrainingState(model.shape, _ROOT, keys, capacity, ResidentNodes.none(model.shape))
         o, num = model.shape.occupancy_cells, len(keys)
-        state.ema[:num] = model.density_ema.float().cpu().numpy().reshape(num, o, o, o)
+        state.ema[:num] = model.density_ema.float().cpu().view(num, o, o, o)
         state.occupancy[:num] = model.occupancy.cpu()
         state.prior = np.float32(2.0 * model.config.pruning_threshold)
         state.relink()
@@ -100,7 +101,7 @@ class Adaptation:
         evidence = Evidence(len(keys), shape.occupancy_cells)
         for name in ("seen", "count", "photos", "reached"):
             target, have = getattr(evidence, name), getattr(self.evidence, name)
-            target[source >= 0] = have[source[source >= 0]]
+            target[torch.from_numpy(source >= 0)] = have[torch.from_numpy(source[source >= 0])]
         self.evidence = evidence
         self.state = self._state_of(len(keys))
 
@@ -108,7 +109,7 @@ class Adaptation:
         """Write occupancy and its averages to the model."""
         model, state, num = self.model, self.state, self.state.num_own
         model.occupancy.copy_(state.occupancy[:num])
-        model.density_ema.copy_(torch.from_numpy(state.ema[:num].reshape(num, -1)))
+        model.density_ema.copy_(state.ema[:num].view(num, -1))
         model.octree_changed()
 
     def note(self, samples: Samples, weights: Tensor, photo: Tensor | None, rays_o: Tensor) -> None:
@@ -117,12 +118,9 @@ class Adaptation:
             # rays from one point are one view
             mixed = (rays_o.double() * torch.tensor([12.9898, 78.233, 37.719], dtype=torch.float64)).sum(dim=1)
             photo = torch.frac(torch.sin(mixed).abs() * 43758.5453).mul(_GROUPS).long()
-        arena = self.state.arena
-        self.evidence.note(
-            samples.slot.cpu().numpy(), samples.wanted.float().cpu().numpy(), weights.detach().float().cpu().numpy(),
-            samples.position.float().cpu().numpy(), photo.cpu().numpy().astype(np.int64), samples.ray.cpu().numpy(),
-            (arena.level.numpy(), arena.top_level.numpy(), arena.treelet.numpy()),
-        )  # fmt: skip
+        now = torch.zeros(1, dtype=torch.int32)
+        weight = weights.detach().float().cpu()
+        self.evidence.note(on_host(samples), weight, photo.cpu().long().contiguous(), self.state.arena, now)
 
     def refresh(self, rng: np.random.Generator) -> None:
         """Look at the density again and set the occupancy anew."""
@@ -148,10 +146,11 @@ class Adaptation:
         total = before + added
         order = np.argsort(state.keys[:total], kind="stable")
         source = np.where(order < before, order, -1)
-        occupancy, ema = state.occupancy[:total].numpy()[order], state.ema[:total][order]
+        rows = torch.from_numpy(order)
+        occupancy, ema = state.occupancy[:total][rows], state.ema[:total][rows]
         self._replace(state.keys[:total][order], source)
         num = len(order)
-        self.state.occupancy[:num] = torch.from_numpy(occupancy)
+        self.state.occupancy[:num] = occupancy
         self.state.ema[:num] = ema
         self.state.relink()
         self._hand_over()
@@ -174,11 +173,12 @@ class Adaptation:
         """Let drawing show every node only up to the level that it was trained at."""
         model = self.model
         level = self.state.level[: model.num_nodes].astype(np.float32)
-        seen = np.maximum(np.minimum(self.evidence.seen, level), 0.0)
+        found = self.evidence.seen.numpy()
+        seen = np.maximum(np.minimum(found, level), 0.0)
         # what finer nodes add to counts in full there, so it has to where this node draws as well
         carries: Bool = np.asarray((self.state.arena.children.numpy() >= 0).any(axis=1))
         seen = np.where(carries[: model.num_nodes], level, seen)
-        if (self.evidence.seen >= 0).any():
+        if (found >= 0).any():
             known = torch.from_numpy(seen).to(model.lambda_max)
             # what was trained before this training counts too
             before = torch.where(model.lambda_max >= UNLIMITED, torch.zeros_like(known), model.lambda_max)
@@ -190,8 +190,7 @@ class Adaptation:
         model, state = self.model, self.state
         if not isinstance(model.grid, OctreeGrid) or model.dtype != torch.float32 or model.device.type != "cpu":
             return
-        state.tables, state.dense = model.grid.tables.data, model.grid.dense.data
-        state.relink()
+        state.arena.tables, state.arena.dense = model.grid.tables.data, model.grid.dense.data
         threshold = model.config.pruning_threshold
         decoder: Any = model.decoder
         state.set_occupied(settle_levels(state, decoder, self.frame, state.occupied(), threshold))
@@ -199,13 +198,13 @@ class Adaptation:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The evidence as tensors."""
-        return {n: torch.from_numpy(getattr(self.evidence, n).copy()) for n in ("seen", "count", "photos", "reached")}
+        return {n: getattr(self.evidence, n).clone() for n in ("seen", "count", "photos", "reached")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take `state_dict`'s output for the model's present octree."""
         self.state = self._state_of(self.model.num_nodes)
         self.evidence = Evidence(self.model.num_nodes, self.model.shape.occupancy_cells)
         for name in ("seen", "count", "photos", "reached"):
-            getattr(self.evidence, name)[...] = state[name].numpy()
+            getattr(self.evidence, name).copy_(state[name])
 
 

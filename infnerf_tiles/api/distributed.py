@@ -5,12 +5,10 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import SettingsError, TrainingError
 from infnerf_tiles.training.growth import Evidence
 
@@ -96,9 +94,10 @@ class Group:
             for name, op in (("seen", dist.ReduceOp.MAX), ("count", dist.ReduceOp.SUM)):
                 self._reduce(getattr(evidence, name), op)
             # a bit per group of photos: a sum of bits would carry over
-            bits = ((evidence.photos[..., None] >> np.arange(63)) & 1).astype(np.int32)
+            places = torch.arange(63)
+            bits = ((evidence.photos[..., None] >> places) & 1).int()
             self._reduce(bits, dist.ReduceOp.MAX)
-            evidence.photos[...] = (bits.astype(np.int64) << np.arange(63)).sum(axis=-1)
+            evidence.photos.copy_((bits.long() << places).sum(dim=-1))
 
     def join_levels(self, evidence: Evidence) -> None:
         """Bring together the finest levels that the processes' samples wanted."""
@@ -106,10 +105,10 @@ class Group:
             with self._told():
                 self._reduce(evidence.seen, dist.ReduceOp.MAX)
 
-    def _reduce(self, array: AnyArray, op: dist.ReduceOp.RedOpType) -> None:
-        values = torch.from_numpy(array).to(self.device)
-        dist.all_reduce(values, op)
-        array[...] = values.cpu().numpy()
+    def _reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+        there = values.to(self.device)
+        dist.all_reduce(there, op)
+        values.copy_(there)
 
     def close(self) -> None:
         """Leave the group if this object joined it."""

@@ -1,4 +1,4 @@
-"""Packed samples, picked."""
+"""Packed samples, picked and moved."""
 
 from dataclasses import fields, replace
 
@@ -17,3 +17,12 @@ def chosen(samples: Samples, mask: Tensor) -> Samples:
         if field.name not in ("ray_start", "next_step")
     }
     return replace(samples, ray_start=before[samples.ray_start], **columns)
+
+
+def on_host(samples: Samples) -> Samples:
+    """The samples on the CPU, in float32: as the rules of training take them."""
+    columns = {}
+    for field in fields(Samples):
+        value = getattr(samples, field.name).detach().cpu()
+        columns[field.name] = value.float() if value.is_floating_point() else value
+    return Samples(**columns)

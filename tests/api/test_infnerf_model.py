@@ -192,7 +192,7 @@ def test_growing_and_pruning_keep_features_and_order() -> None:
     adaptation = Adaptation(model)
     adaptation.evidence.count[:, 2] = 99
     adaptation.evidence.photos[:, 2] = 0b111
-    adaptation.evidence.seen[:] = np.arange(model.num_nodes)
+    adaptation.evidence.seen[:] = torch.arange(model.num_nodes)
     seen = dict(zip(model.keys.tolist(), adaptation.evidence.seen.tolist(), strict=True))
     source = adaptation.grow()
     assert source is not None
