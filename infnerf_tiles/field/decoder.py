@@ -74,7 +74,7 @@ class Decoder(nn.Module):
     def density(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Density float32 [M] (1 / world unit) and geometry features [M, G] of features float32 [M, F]."""
         h = self.density_out(torch.relu(self.density_in(features)))
-        exponent = h[:, 0].float() + DENSITY_GAIN * features[:, 0].float() - self.shape.density_bias
+        exponent = _wide(h[:, 0]) + DENSITY_GAIN * _wide(features[:, 0]) - self.shape.density_bias
         sigma = torch.exp(exponent.clamp(max=self.shape.max_exponent)) / self.shape.gsd_ref
         return sigma, h[:, 1:]
 
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         """Colour float32 [M, 3] in (0, 1) of geometry features [M, G] and direction basis [M, 16]."""
         h = torch.cat([geometry, basis.to(geometry.dtype)], dim=1)
         h = torch.relu(self.colour_mid(torch.relu(self.colour_in(h))))
-        return torch.sigmoid(self.colour_out(h).float())
+        return torch.sigmoid(_wide(self.colour_out(h)))
 
     def forward(self, features: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Density [M] and colour [M, 3]."""
@@ -119,6 +119,11 @@ class Decoder(nn.Module):
                 got = tuple(arrays[name].shape) if name in arrays else "nothing"
                 raise ValueError(f"decoder {name}: expected shape {tuple(value.shape)}, got {got}")
         self.load_state_dict({name: torch.from_numpy(np.array(arrays[name], np.float32)) for name in own})
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: sums and exponentials of half-precision products are not taken in half precision."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def direction_basis(directions: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Pictures of a scene, drawn from the nodes that each part of the picture needs, within a byte budget."""
 
+import json
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -134,6 +135,22 @@ class Renderer:
         self._eager_bytes = row_costs(scene.shape).node * eager_nodes
         self._lock = threading.Lock()
         self.cache = self._new_cache(read_ahead)
+
+    @property
+    def deepest_level(self) -> int:
+        """The finest level that a picture can show."""
+        return self.scene.octree.depth
+
+    @property
+    def waits(self) -> int:
+        """How often a picture had to wait for a row to be read, so far."""
+        return self.cache.counters.waits
+
+    def identity(self) -> str:
+        """Which scene, at which state, with which settings."""
+        scene = self.scene
+        drawing = scene.settings.rendering.model_dump(mode="json", exclude={"memory_budget"})
+        return json.dumps([scene.header.created, scene.store.generation, drawing, scene.lattice().lod_bias])
 
     def render(
         self,

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from infnerf_tiles.arrays import Float32, Float64, UInt8
+from infnerf_tiles.geometry.camera import Camera
 from infnerf_tiles.rendering.camera_paths import CameraPath
-from infnerf_tiles.rendering.renderer import Picture, Renderer
+from infnerf_tiles.rendering.renderer import Picture
 from infnerf_tiles.rendering.video import (
     PARTIAL_SUFFIX,
     FrameWriter,
@@ -32,6 +33,35 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[float, int], None]
 """(frames done, with the part of the one at work; frames in all)"""
+
+
+class PictureSource(Protocol):
+    """What draws the frames; `Renderer` is one."""
+
+    @property
+    def deepest_level(self) -> int:
+        """The finest level that a picture can show."""
+
+    @property
+    def waits(self) -> int:
+        """How often a picture had to wait for something to be read, so far."""
+
+    def identity(self) -> str | None:
+        """What pictures depend on besides the arguments of `render`, in words; None: frames cannot be gone on with."""
+
+    def render(
+        self,
+        camera: Camera,
+        camera_to_world: Float64,
+        *,
+        lod_bias: float = 0.0,
+        affine: Float32 | Float64 | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Picture:
+        """One picture, as `Renderer.render` draws it."""
+
+    def prefetch(self, camera: Camera, camera_to_world: Float64, *, lod_bias: float = 0.0) -> None:
+        """Told of the frame that comes next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +103,7 @@ def companion(output: Path, name: str, suffix: str | None = None) -> Path:
 
 
 def render_sequence(
-    renderer: Renderer,
+    renderer: PictureSource,
     path: CameraPath,
     output: Path,
     *,
@@ -88,14 +118,17 @@ def render_sequence(
     `Renderer.render`. Films are complete or not there at all; a folder keeps its frames when something fails, and the
     same call goes on after the last one.
     """
-    record = None if output.suffix.lower() in (".mp4", ".png") else _Record(output, _fingerprint(renderer, locals()))
+    identity = renderer.identity()
+    record = None
+    if identity is not None and output.suffix.lower() not in (".mp4", ".png"):
+        record = _Record(output, _fingerprint(identity, path, str(extras), lod_bias, affine))
     first, depth_range = (0, None) if record is None else record.read(path.num_frames)
     if record is not None and not first:
         record.forget()
     if first:
         _log.info("%s: frames 0 to %d are there already", output, first - 1)
     outputs: list[Path] = []
-    to_images = _Images(renderer.scene.octree.depth, depth_range)
+    to_images = _Images(renderer.deepest_level, depth_range)
     num_samples = frames_waited = 0
     with ExitStack() as stack:
 
@@ -113,9 +146,9 @@ def render_sequence(
             tell = None if progress is None else partial(_tell, progress, frame, path.num_frames)
             if frame + 1 < path.num_frames:
                 renderer.prefetch(path.camera, path.camera_to_world[frame + 1], lod_bias=lod_bias)
-            waits = renderer.cache.counters.waits
+            waits = renderer.waits
             picture = renderer.render(path.camera, pose, lod_bias=lod_bias, affine=affine, progress=tell)
-            frames_waited += frame > first and renderer.cache.counters.waits > waits
+            frames_waited += frame > first and renderer.waits > waits
             for name, sink in sinks.items():
                 sink(frame, to_images(name, picture))
             if extras.depth and _floats(extras, "depth"):
@@ -142,13 +175,11 @@ def _tell(progress: Progress, before: int, total: int, share: float) -> None:
     progress(before + share, total)
 
 
-def _fingerprint(renderer: Renderer, call: dict[str, object]) -> str:
+def _fingerprint(
+    identity: str, path: CameraPath, extras: str, lod_bias: float, affine: Float32 | Float64 | None
+) -> str:
     """What has to be the same for frames to belong to one sequence."""
-    path, affine, scene = call["path"], call["affine"], renderer.scene
-    assert isinstance(path, CameraPath)
-    facts = [scene.header.created, scene.store.generation, str(path.camera), str(call["extras"]), call["lod_bias"]]
-    facts += [scene.settings.rendering.model_dump(mode="json", exclude={"memory_budget"}), scene.lattice().lod_bias]
-    digest = hashlib.sha256(json.dumps(facts).encode())
+    digest = hashlib.sha256(json.dumps([identity, str(path.camera), extras, lod_bias]).encode())
     digest.update(np.ascontiguousarray(path.camera_to_world, np.float64).tobytes())
     digest.update(b"" if affine is None else np.asarray(affine, np.float64).tobytes())
     return digest.hexdigest()

@@ -1,5 +1,7 @@
 """Refresh the occupancy of own nodes from their density, at the weights 0 and 1 of their own residual."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from infnerf_tiles.training.workload import Workload
 from infnerf_tiles.volume.cells import dilate, pack_bits, unpack_bits
 from infnerf_tiles.volume.occupancy import cover_finer, octant, refined, unpack_cells
 
+DensityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(position float32 [M, 3], slot int32 [M], beta float32 [M]) -> density float32 [M]; all on the state's device."""
+
 _BLOCK = 1 << 17
 _GPU_BLOCK = 1 << 20
 SHARE = 0.25
@@ -23,11 +28,19 @@ DECAY = 0.6
 """What is left of a cell's optical depth from one refresh to the next."""
 
 
-def optical_depth(state: TrainingState, decoder: Decoder, frame: Frame, cells: Tensor, inside: Tensor) -> Tensor:
+def optical_depth(
+    state: TrainingState,
+    decoder: Decoder,
+    frame: Frame,
+    cells: Tensor,
+    inside: Tensor,
+    density: DensityFn | None = None,
+) -> Tensor:
     """Optical depth of one step at a point of each cell, the larger of the residual's weights 0 and 1: float32 [n].
 
     Args:
         cells: int64 [n], flat numbers into (num_own, O, O, O). inside: float32 [n, 3] in [0, 1), place in the cell.
+        density: asked in place of the state's features and the decoder.
     """
     o = state.shape.occupancy_cells
     slot = cells // o**3
@@ -41,21 +54,30 @@ def optical_depth(state: TrainingState, decoder: Decoder, frame: Frame, cells: T
     # at weight 0 a step is as long as the level above has it, whose picture this node then has to go on with
     for beta, steps in ((0.0, 2.0), (1.0, 1.0)):
         weight = torch.full((cells.shape[0],), beta, device=state.device)
-        kernels.encode_into(position, slots, weight, state.arena, features)
-        with torch.no_grad():
-            sigma, _ = decoder.density(features)
+        if density is not None:
+            sigma = density(position, slots, weight)
+        else:
+            kernels.encode_into(position, slots, weight, state.arena, features)
+            with torch.no_grad():
+                sigma, _ = decoder.density(features)
         largest = torch.maximum(largest, steps * sigma)
     gsd = frame.march.gsd_root * 2.0**-state.top.level * state.edge[slot]
     return largest * gsd * float(np.float32(frame.march.step))
 
 
 def cell_optical_depth(
-    state: TrainingState, decoder: Decoder, frame: Frame, cells: Int64, rng: np.random.Generator
+    state: TrainingState,
+    decoder: Decoder,
+    frame: Frame,
+    cells: Int64,
+    rng: np.random.Generator,
+    density: DensityFn | None = None,
 ) -> Float32:
     """Optical depth of one step at a random point of each cell, the larger of the residual's weights 0 and 1.
 
     Args:
         cells: int64 [n], flat numbers into (num_own, O, O, O).
+        density: asked in place of the state's features and the decoder.
 
     Returns:
         float32 [n].
@@ -65,7 +87,7 @@ def cell_optical_depth(
     for first in range(0, len(cells), block):
         part = cells[first : first + block]
         inside = torch.from_numpy(rng.random((len(part), 3), dtype=np.float32)).to(state.device)
-        depth = optical_depth(state, decoder, frame, torch.from_numpy(part).to(state.device), inside)
+        depth = optical_depth(state, decoder, frame, torch.from_numpy(part).to(state.device), inside, density)
         out[first : first + block] = depth.cpu().numpy()
     return out
 
@@ -94,15 +116,17 @@ def refresh_occupancy(
     decay: float,
     share: float = SHARE,
     reached: Tensor | None = None,
+    density: DensityFn | None = None,
 ) -> None:
     """Decay every cell, re-evaluate the occupied ones and a random share of the others, set the bits anew.
 
     reached: cells that may be occupied at all, bool [num_own, O^3]; None for all. For states on the processor.
+    density: as in `cell_optical_depth`.
     """
     occupied = state.occupied()
     ask: Bool = occupied | (rng.random(occupied.shape, dtype=np.float32) < share)
     cells = np.flatnonzero(ask)
-    depth = cell_optical_depth(state, decoder, frame, cells, rng)
+    depth = cell_optical_depth(state, decoder, frame, cells, rng, density)
     ema = state.ema[: state.num_own].numpy()
     ema *= np.float32(decay)
     flat = ema.reshape(-1)

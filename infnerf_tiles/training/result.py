@@ -64,7 +64,7 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     size = state.tables[: state.num_own].abs().amax(dim=(1, 2)).cpu().numpy()
     useless |= size < RESIDUAL_FLOOR
     useless[level == state.top.level] = False
-    keep = _prune(keys, useless, needed)
+    keep = prune(keys, useless, needed)
     lambda_max[level == 0] = np.maximum(lambda_max[level == 0], 0.0)
     want = _wanted_children(trainer, keep)
     # what finer nodes add to counts in full there, so it has to where this node draws as well
@@ -96,7 +96,7 @@ def _wanted_children(trainer: Trainer, keep: Bool) -> Int64:
     return want
 
 
-def _prune(keys: Int64, useless: Bool, needed: Int64) -> Bool:
+def prune(keys: Int64, useless: Bool, needed: Int64) -> Bool:
     """bool [n]: what stays when useless leaves are dropped from the bottom up."""
     keep: Bool = np.ones(len(keys), np.bool_)
     levels = key_levels(keys)

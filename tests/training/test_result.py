@@ -15,7 +15,7 @@ from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord
 from infnerf_tiles.training.merge import with_record, with_warm_rows
-from infnerf_tiles.training.result import TrainedTreelet, _prune, finish
+from infnerf_tiles.training.result import TrainedTreelet, finish, prune
 from infnerf_tiles.training.seed import seed_nodes
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.training.trainer import Trainer
@@ -107,7 +107,7 @@ def test_pruning_never_leaves_an_orphan(rng: np.random.Generator) -> None:
     useless = rng.random(len(keys)) < 0.7
     useless[0] = False
     needed = rng.choice(keys, 4)
-    keep = _prune(keys, useless, needed)
+    keep = prune(keys, useless, needed)
     kept = keys[keep]
     assert np.isin(parent_keys(kept[1:]), kept).all()
     assert np.isin(needed, kept).all()
