@@ -125,10 +125,17 @@ class Octree:
 
     def without(self, keys: AnyArray) -> "Octree":
         """This octree without the nodes of int64[k] `keys` and whatever hangs below them; unknown keys are ignored."""
-        gone = np.isin(self.keys, np.asarray(keys, dtype=np.int64))
+        return self.without_rows(np.isin(self.keys, np.asarray(keys, dtype=np.int64)))
+
+    def without_rows(self, rows: Bool) -> "Octree":
+        """This octree without the nodes of bool[n] `rows` and whatever hangs below them."""
+        check_shape("rows", rows, (self.num_nodes,))
+        if not rows.any():
+            return self
+        gone = rows.copy()
         for d in range(1, self.depth + 1):
-            rows = np.flatnonzero(self.levels == d)
-            gone[rows] |= gone[self.parents[rows]]
+            level_rows = np.flatnonzero(self.levels == d)
+            gone[level_rows] |= gone[self.parents[level_rows]]
         return Octree(_frozen(self.keys[~gone]))
 
 

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infnerf_tiles.arrays import Bool
 from infnerf_tiles.field.shape import FieldShape
-from infnerf_tiles.geometry.node_id import key_levels
+from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.rendering.scene import drawable_octree
 from infnerf_tiles.rendering.slot_memory import PAGE
 from infnerf_tiles.store.index import SceneIndex
@@ -40,17 +39,17 @@ def base_stride(shape: FieldShape) -> int:
     return -(-shape.base_rows // align) * align
 
 
-def smallest_working_set(index: SceneIndex, shape: FieldShape, dead: Bool | None = None) -> int:
+def smallest_working_set(index: SceneIndex, shape: FieldShape, drawable: Octree | None = None) -> int:
     """Bytes without which some sample of a scene cannot be drawn: the most that one node takes with all that it stands
-    on, and one row being read. dead: bool[n], nodes that cannot be drawn, default: those that are not trained."""
+    on, and one row being read. drawable: the nodes that can be drawn, default: those that are trained."""
     costs = row_costs(shape)
-    if dead is None:
-        dead = ~np.isin(index.keys, drawable_octree(index).keys)
-    if dead.all():
+    octree = drawable_octree(index) if drawable is None else drawable
+    if not octree.num_nodes:
         return 0
-    levels = key_levels(index.keys).astype(np.int64)
-    need = (levels + 1) * costs.node + (index.bands[index.treelets].astype(np.int64) + 1) * costs.base
-    return int(need[~dead].max()) + costs.read
+    rows = slice(None) if octree.num_nodes == index.num_nodes else Octree(index.keys).index_of(octree.keys)
+    bands = index.bands[index.treelets[rows]].astype(np.int64)
+    need = (octree.levels.astype(np.int64) + 1) * costs.node + (bands + 1) * costs.base
+    return int(need.max()) + costs.read
 
 
 class ByteMeter:

@@ -6,7 +6,7 @@ Two tiers: rows read ahead wait in host memory (`HostRows`), those drawn with li
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from infnerf_tiles.rendering.accounts import ByteMeter, CacheCounters, row_costs
 from infnerf_tiles.rendering.arena_memory import ArenaMemory
 from infnerf_tiles.rendering.host_rows import HostRows, Item, Kind
 from infnerf_tiles.rendering.scene import drawable_octree
+from infnerf_tiles.rendering.waiting import finish
 from infnerf_tiles.store.fetch import Fetch
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
@@ -28,12 +29,7 @@ from infnerf_tiles.units import format_bytes
 
 LOCAL_THREADS, REMOTE_THREADS = 4, 16
 """Rows read at the same time: a disk is busy with few, a server far away has to be asked for many."""
-_POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
-
-
-class Aborted(Exception):
-    """The caller asked to stop; nothing failed."""
 
 
 class _WorkingSet(NamedTuple):
@@ -58,17 +54,24 @@ class NodeCache:
         *,
         threads: int | None = None,
         prefetch_bytes: int = 0,
+        drawable: Octree | None = None,
     ) -> None:
         """`byte_budget`: most bytes that resident rows take. `threads`: rows read at the same time for drawing, each of
         which takes up to `row_costs(shape).read` bytes on top of that; default: few from a disk, many from a server.
-        `prefetch_bytes`: most bytes of rows read ahead, on top of that."""
+        `prefetch_bytes`: most bytes of rows read ahead, on top of that. `drawable`: the octree of what can be drawn,
+        default: made from the index."""
         self.byte_budget = byte_budget
         self.counters = CacheCounters()
         self._store = store
         self._index = index
         self._shape = shape
-        self._octree = Octree.from_keys(index.keys)
-        self._dead: Bool = ~np.isin(index.keys, drawable_octree(index).keys)
+        drawable = drawable_octree(index) if drawable is None else drawable
+        whole = drawable.num_nodes == index.num_nodes
+        self._octree = drawable if whole else Octree(index.keys)
+        self._dead: Bool = np.zeros(index.num_nodes, np.bool_)
+        if not whole:
+            self._dead[:] = True
+            self._dead[self._octree.index_of(drawable.keys)] = False
         self._damaged: list[str] = []
         self._row_of_root = self._octree.index_of(index.root_keys)
         costs = row_costs(shape)
@@ -119,6 +122,11 @@ class NodeCache:
         return int((self._row_at >= 0).sum())
 
     @property
+    def num_touched(self) -> int:
+        """Distinct nodes that were ever drawn with."""
+        return int(self._node_touched.sum())
+
+    @property
     def num_bases(self) -> int:
         """Treelet bases that are resident now."""
         return int((self._treelet_at >= 0).sum())
@@ -136,7 +144,7 @@ class NodeCache:
     @property
     def smallest_working_set(self) -> int:
         """Bytes without which some sample cannot be drawn; see `smallest_working_set`."""
-        return smallest_working_set(self._index, self._shape, dead=self._dead)
+        return smallest_working_set(self._index, self._shape, self._octree.without_rows(self._dead))
 
     @property
     def resident_keys(self) -> Int64:
@@ -299,7 +307,7 @@ class NodeCache:
         pairs = zip(admitted, fetch, strict=True)
         jobs = [self._pool.submit(self._fill, item, self._admit(*item), own) for item, own in pairs]
         try:
-            _finish(jobs, abort)
+            finish(jobs, abort)
         except BaseException:  # a lost network, an interrupt: nobody knows which rows were filled
             for job, own in zip(jobs, fetch, strict=True):
                 job.cancel()
@@ -384,17 +392,3 @@ class NodeCache:
         keys = np.where((self._row_at >= 0) & (place >= 0), index.keys[row], -1)
         roots = index.root_keys[np.maximum(self._treelet_at, 0)]
         return self._memory.arena(keys, np.maximum(place, 0), roots, index.lambda_max[row])
-
-
-def _finish(jobs: list[Future[DamagedNodeError | None]], abort: Callable[[], bool] | None) -> None:
-    """Wait for reads; raises the first failure, or Aborted."""
-    pending = set(jobs)
-    while pending:
-        done, pending = wait(pending, None if abort is None else _POLL_SECONDS, return_when=FIRST_EXCEPTION)
-        for job in done:
-            try:
-                job.result()
-            except CancelledError as error:
-                raise Aborted from error
-        if pending and abort is not None and abort():
-            raise Aborted

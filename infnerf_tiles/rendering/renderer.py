@@ -20,10 +20,11 @@ from infnerf_tiles.geometry.camera import Camera, unproject
 from infnerf_tiles.kernels.arena import MarchSettings, Rays
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
-from infnerf_tiles.rendering.node_cache import LOCAL_THREADS, REMOTE_THREADS, Aborted, NodeCache
+from infnerf_tiles.rendering.node_cache import LOCAL_THREADS, REMOTE_THREADS, NodeCache
 from infnerf_tiles.rendering.ray_state import ROUND_SAMPLES, RayState, march_and_composite
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.rendering.selection import bundle_of, select_nodes
+from infnerf_tiles.rendering.waiting import Aborted
 from infnerf_tiles.units import format_bytes
 
 _BLOCK = 256  # pixels; the edge of the part of a picture that is in work at a time
@@ -228,7 +229,7 @@ class Renderer:
     def _new_cache(self, read_ahead: bool) -> NodeCache:
         """The cache within the budget: reads under way and what is read ahead have their shares of it."""
         scene, costs = self.scene, row_costs(self.scene.shape)
-        smallest = smallest_working_set(scene.index, scene.shape)
+        smallest = smallest_working_set(scene.index, scene.shape, scene.octree)
         if self.memory_budget < smallest:
             raise BudgetError(
                 f"memory budget: expected at least {format_bytes(smallest)} ({smallest} bytes), which one chain of "
@@ -239,7 +240,10 @@ class Renderer:
         most = REMOTE_THREADS if scene.store.data.is_remote else LOCAL_THREADS
         threads = min(most, 1 + (spare - ahead) // 8 // costs.read)
         budget = self.memory_budget - ahead - threads * costs.read
-        return NodeCache(scene.store, scene.index, scene.shape, budget, threads=threads, prefetch_bytes=ahead)
+        return NodeCache(
+            scene.store, scene.index, scene.shape, budget,
+            threads=threads, prefetch_bytes=ahead, drawable=scene.octree,
+        )  # fmt: skip
 
     def _blocks(
         self, camera: Camera, pose: Float64, lattice: MarchSettings, abort: Callable[[], bool] | None = None

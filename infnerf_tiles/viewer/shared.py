@@ -18,7 +18,7 @@ class SharedRenderer:
     def __init__(self, scene: Scene, memory_budget: int | None, threads: int | None) -> None:
         """BudgetError as of `Renderer`."""
         self.scene = scene
-        self.smallest = smallest_working_set(scene.index, scene.shape)
+        self.smallest = smallest_working_set(scene.index, scene.shape, scene.octree)
         self._threads = threads
         self._renderer = self._new(memory_budget)
         self._users = 0

@@ -14,11 +14,11 @@ from infnerf_tiles.arrays import Float64, UInt8
 from infnerf_tiles.errors import BudgetError, InfnerfError
 from infnerf_tiles.rendering.appearance import appearance_of
 from infnerf_tiles.rendering.camera_paths import flythrough
-from infnerf_tiles.rendering.node_cache import Aborted
 from infnerf_tiles.rendering.path_files import format_path_file
 from infnerf_tiles.rendering.renderer import Picture
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.rendering.video import depth_to_image, level_heat_map, to_uint8
+from infnerf_tiles.rendering.waiting import Aborted
 from infnerf_tiles.units import format_bytes
 from infnerf_tiles.viewer.overlays import Overlays
 from infnerf_tiles.viewer.placement import Placement, page_camera

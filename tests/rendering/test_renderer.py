@@ -35,10 +35,11 @@ from infnerf_tiles.kernels import reference
 from infnerf_tiles.kernels.arena import Rays, Samples
 from infnerf_tiles.rendering import ray_state
 from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
-from infnerf_tiles.rendering.node_cache import Aborted, NodeCache
+from infnerf_tiles.rendering.node_cache import NodeCache
 from infnerf_tiles.rendering.ray_state import RayState, march_and_composite
 from infnerf_tiles.rendering.renderer import Picture, Renderer
 from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.rendering.waiting import Aborted
 from infnerf_tiles.store.scene_store import SceneStore
 
 POSE = pose((50.0, 35.0, 22.0))

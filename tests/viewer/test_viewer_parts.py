@@ -11,9 +11,9 @@ from zarr.storage import MemoryStore
 from infnerf_tiles.errors import BudgetError
 from infnerf_tiles.geometry.camera import unproject
 from infnerf_tiles.rendering.camera_paths import flythrough, read_path_file
-from infnerf_tiles.rendering.node_cache import Aborted
 from infnerf_tiles.rendering.path_files import format_path_file
 from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.rendering.waiting import Aborted
 from infnerf_tiles.viewer.placement import Placement, page_camera, placement_of
 from infnerf_tiles.viewer.shared import SharedRenderer
 
