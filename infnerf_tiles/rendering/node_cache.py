@@ -193,17 +193,19 @@ class NodeCache:
                 self._arena = self._linked()
             return self._arena
 
-    def prefetch(self, keys: Int64) -> None:
-        """Read ahead what the nodes int64[k] will need, coarse ones first, as room for it comes free; returns at once.
-        What was asked for before and is not among it is called off."""
+    def prefetch(self, *keys: Int64) -> None:
+        """Read ahead what sets of nodes int64[k] will need, the first set first, coarse nodes before fine ones, as room
+        for it comes free; returns at once. What was asked for before and is not among it is called off."""
         with self._lock:
-            wanted = self._working_set(keys)
-            # coarse ones first: without them the fine ones cannot be drawn
-            nodes = wanted.nodes[self._slot_of[wanted.nodes] < 0]
-            treelets = wanted.treelets[self._place_of[wanted.treelets] < 0]
-            items: list[Item] = [("base", int(row)) for row in treelets]
-            items += [("node", int(row)) for row in nodes]
-            self._ahead.request(items)
+            items: dict[Item, None] = {}
+            for part in keys:
+                wanted = self._working_set(part)
+                # coarse ones first: without them the fine ones cannot be drawn
+                nodes = wanted.nodes[self._slot_of[wanted.nodes] < 0]
+                treelets = wanted.treelets[self._place_of[wanted.treelets] < 0]
+                items.update((("base", int(row)), None) for row in treelets)
+                items.update((("node", int(row)), None) for row in nodes)
+            self._ahead.request(list(items))
 
     def close(self) -> None:
         """End the threads that read."""

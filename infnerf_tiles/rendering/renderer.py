@@ -203,18 +203,22 @@ class Renderer:
         )
 
     def prefetch(self, camera: Camera, camera_to_world: Float64, *, lod_bias: float = 0.0) -> None:
-        """Begin to read what a coming picture will need; arguments as in `render`. Returns at once.
+        """Begin to read what coming pictures will need; arguments as in `render`. Returns at once.
 
-        Does nothing unless the renderer was made to read ahead.
+        camera_to_world: float64[3, 4], or float64[k, 3, 4] for several pictures, the next one first. What was read
+        ahead for other pictures is dropped. Does nothing unless the renderer was made to read ahead.
         """
         if not self.cache.prefetch_bytes:
             return
-        pose, lattice = np.asarray(camera_to_world, np.float64), self.scene.lattice(lod_bias)
-        keys = [
-            self._select(block, np.arange(len(block.directions)), 0, None)
-            for block, _ in self._blocks(camera, pose, lattice)
-        ]
-        self.cache.prefetch(np.unique(np.concatenate(keys)))
+        lattice = self.scene.lattice(lod_bias)
+        wanted = []
+        for pose in np.asarray(camera_to_world, np.float64).reshape(-1, 3, 4):
+            keys = [
+                self._select(block, np.arange(len(block.directions)), 0, None)
+                for block, _ in self._blocks(camera, pose, lattice)
+            ]
+            wanted.append(np.unique(np.concatenate(keys)))
+        self.cache.prefetch(*wanted)
 
     def close(self) -> None:
         """Let the cache go; the scene stays open."""

@@ -145,7 +145,8 @@ def render_sequence(
             pose = path.camera_to_world[frame]
             tell = None if progress is None else partial(_tell, progress, frame, path.num_frames)
             if frame + 1 < path.num_frames:
-                renderer.prefetch(path.camera, path.camera_to_world[frame + 1], lod_bias=lod_bias)
+                # this frame's too: what was read ahead for it has not been taken yet
+                renderer.prefetch(path.camera, path.camera_to_world[frame : frame + 2], lod_bias=lod_bias)
             waits = renderer.waits
             picture = renderer.render(path.camera, pose, lod_bias=lod_bias, affine=affine, progress=tell)
             frames_waited += frame > first and renderer.waits > waits

@@ -44,9 +44,9 @@ class Viewer:
         self._visitors: dict[int, Visitor] = {}
         self._lock = threading.Lock()
         self.token = None if _is_loopback(host) else secrets.token_urlsafe(24)
-        self._server = viser.ViserServer(
-            host="127.0.0.1", port=0, label=f"infnerf-tiles: {scene.store.name}", verbose=False
-        )
+        label = f"infnerf-tiles: {scene.store.name}"
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints an address that is not the one to open
+            self._server = viser.ViserServer(host="127.0.0.1", port=0, label=label, verbose=False)
         # a visitor's browser could ask for a tunnel through a server of the library's makers, past the gate
         setattr(self._server, "request_share_url", _refuse_to_share)  # noqa: B010
         try:

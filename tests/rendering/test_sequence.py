@@ -1,5 +1,6 @@
 """Camera paths to files."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +133,29 @@ def test_depth_for_programs_keeps_every_bit(renderer: Renderer, tmp_path: Path, 
         assert got.dtype == np.float32
         assert np.array_equal(got, expected)
         assert np.isinf(expected).any()
+
+
+def test_a_film_never_waits_for_what_it_could_have_known(tmp_path: Path) -> None:
+    """All that a frame needs is read while the one before is drawn, once."""
+    angles = np.linspace(0.0, 1.2, 12)
+    poses = np.stack([pose((55.0 * np.cos(a), 55.0 * np.sin(a), 22.0)) for a in angles])
+    path = CameraPath(camera=CAMERA, camera_to_world=poses, times=np.arange(12) / 30)
+    with (
+        Scene.of_store(make_scene(MemoryStore(), keys=near_keys(3, (4.0, 4.0, 4.0), 2.0), density=-1.0)) as scene,
+        Renderer(scene, threads=1, read_ahead=True) as ahead,
+    ):
+        draw = ahead.render
+
+        def unhurried(camera: Camera, place: np.ndarray, **options: object) -> object:
+            picture = draw(camera, place, **options)  # type: ignore[arg-type]
+            while ahead.cache._ahead.num_reading:  # a picture of this size takes less time than reading
+                time.sleep(0.001)
+            return picture
+
+        ahead.render = unhurried  # type: ignore[method-assign, assignment]
+        written = render_sequence(ahead, path, tmp_path / "film.mp4")
+        counters = ahead.cache.counters
+        assert written.frames_waited == 0
+        assert counters.ready > 0, "the flight meets new nodes"
+        assert counters.hit_rate > 0.9
+        assert counters.bytes_read <= 1.3 * counters.touched_bytes
