@@ -15,9 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.made_rows import make_scene, open_made, views
-
 import infnerf_tiles  # noqa: F401  (before torch)
+from bench.made_rows import make_scene, open_made, views
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.camera import Camera
 from infnerf_tiles.rendering.renderer import Renderer

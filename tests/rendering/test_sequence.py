@@ -137,9 +137,12 @@ def test_depth_for_programs_keeps_every_bit(renderer: Renderer, tmp_path: Path, 
 
 def test_a_film_never_waits_for_what_it_could_have_known(tmp_path: Path) -> None:
     """All that a frame needs is read while the one before is drawn, once."""
-    angles = np.linspace(0.0, 1.2, 12)
-    poses = np.stack([pose((55.0 * np.cos(a), 55.0 * np.sin(a), 22.0)) for a in angles])
-    path = CameraPath(camera=CAMERA, camera_to_world=poses, times=np.arange(12) / 30)
+    # places so far apart that a frame needs nodes which the next one does not
+    angles = np.linspace(0.0, 10.0, 12)
+    targets = np.stack([4.0 + 11.0 * np.cos(angles), 4.0 + 11.0 * np.sin(angles), np.full(12, 4.0)], axis=1)
+    poses = np.stack([pose(tuple(t + np.array([2.0, 1.0, 20.0])), tuple(t)) for t in targets])
+    camera = Camera("SIMPLE_PINHOLE", 24, 18, (60.0, 12.0, 9.0))
+    path = CameraPath(camera=camera, camera_to_world=poses, times=np.arange(12) / 30)
     with (
         Scene.of_store(make_scene(MemoryStore(), keys=near_keys(3, (4.0, 4.0, 4.0), 2.0), density=-1.0)) as scene,
         Renderer(scene, threads=1, read_ahead=True) as ahead,
