@@ -130,3 +130,28 @@ def test_chromium_was_found() -> None:
 def test_nobody_opens_a_tunnel(viewer: Viewer, caplog: pytest.LogCaptureFixture) -> None:
     assert viewer._server.request_share_url() is None
     assert "refused" in caplog.text
+
+
+def test_photos_path_and_boxes_reach_the_page(viewer: Viewer) -> None:
+    """What a click does, called as the click would: fly to a photo, keep key views, lay boxes over the picture."""
+    with chromium() as page:
+        page.open(viewer.url)
+        first = finished(page)
+        visitor = max(viewer._visitors.items())[1]
+        visitor._toggle_photos(True)
+        visitor._boxes.value = "by level"
+        visitor._update_boxes()
+        visitor._add_key()
+        photo = viewer.shared.scene.cameras.camera_to_world[2]
+        visitor._fly_to(photo)
+        page.run("new Promise(done => setTimeout(done, 1500))")
+        finished(page)
+        view = visitor._view()
+        assert view is not None
+        np.testing.assert_allclose(view.pose, photo, atol=1e-3)
+        visitor._add_key()
+        assert len(visitor._keys) == 2
+        assert np.abs(picture(page) - first).mean() > 2.0
+        visitor._toggle_photos(False)
+        visitor._remove_keys(2)
+        assert visitor._keys == []
