@@ -61,7 +61,7 @@ class PictureSource(Protocol):
         """One picture, as `Renderer.render` draws it."""
 
     def prefetch(self, camera: Camera, camera_to_world: Float64, *, lod_bias: float = 0.0) -> None:
-        """Told of the frame that comes next."""
+        """Told of the frame at work and the one that comes next: float64[2, 3, 4]."""
 
 
 @dataclass(frozen=True, kw_only=True)
