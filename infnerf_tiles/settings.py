@@ -80,9 +80,9 @@ class FieldSettings(_Section):
     """Feature channels per grid vertex F; channel 0 also adds to the log density."""
     table_log2: int = Field(default=14, ge=6, le=22)
     """log2 of the entries in a node's feature table T."""
+    # products of other widths give a row other last bits by its place in the batch: pictures would depend on the budget
     hidden: int = Field(default=64, ge=16, le=512, multiple_of=16)
-    """Width of the decoder's hidden layers, in neurons. Products of other widths than multiples of 16 give a row other
-    last bits by its place in the batch, and pictures would depend on the budget."""
+    """Width of the decoder's hidden layers, in neurons; a multiple of 16."""
     geometry_features: int = Field(default=15, ge=1, le=128)
     """Channels that the density half of the decoder hands to the colour half."""
     density_bias: float = Field(default=3.5, ge=0.0, le=15.0)
