@@ -2,28 +2,31 @@
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
+from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import DatasetError, NonFiniteError, SettingsError
+from infnerf_tiles.errors import DamagedStoreError, TrainingError
 from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.store.bundle import drop_bundle
 from infnerf_tiles.store.garbage import collect_garbage
-from infnerf_tiles.store.index import SceneIndex, TreeletState, plan_again
-from infnerf_tiles.store.journal import drop_record, read_record, rows_exist
+from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.journal import read_record, rows_exist
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.assignment import BandCut, assign_patches
 from infnerf_tiles.training.context import Context, scene_dataset
 from infnerf_tiles.training.inputs import scene_inputs, scene_settings
 from infnerf_tiles.training.merge import with_record
 from infnerf_tiles.training.pixels import Patches, all_patches
+from infnerf_tiles.training.seed_result import take_up_seed_result
 from infnerf_tiles.training.state import TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings
 from infnerf_tiles.training.tasks import (
@@ -31,11 +34,10 @@ from infnerf_tiles.training.tasks import (
     Progress,
     TrainReport,
     TrainTask,
-    inputs_fingerprint,
     open_context,
     run_seed_stage,
     run_treelet,
-    settings_fingerprint,
+    seed_capacity,
 )
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class TrainSummary:
     """Treelets that had been trained before."""
     failed: tuple[str, ...]
     """Treelets that could not be trained, with the reason."""
+    remaining: int
+    """Treelets that are still to be trained, failed ones among them."""
     nodes: int
     rays: int
     samples: int
@@ -60,7 +64,7 @@ class TrainSummary:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        names = ("treelets", "skipped", "nodes", "rays", "samples", "seconds", "peak_bytes")
+        names = ("treelets", "skipped", "remaining", "nodes", "rays", "samples", "seconds", "peak_bytes")
         return {**{name: getattr(self, name) for name in names}, "failed": list(self.failed)}
 
 
@@ -73,71 +77,132 @@ def train(
     redo: str | None = None,
     accept_changes: bool = False,
     threads: int | None = None,
+    place: Workplace | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = _log.info,
 ) -> TrainSummary:
     """Train what is not yet trained.
 
     data, images: where the photos are now, if not where they were at build. settings: other training settings than the
     scene's (None keeps them). redo: root of a treelet to train again, with what hangs below it. accept_changes: go on
-    although settings or photos differ from those of the trained treelets. stop: asked between treelets.
+    although settings or photos differ from those of the trained treelets. place: where to run (default: this process,
+    with `threads` processor threads). stop: asked before each treelet; those in hand are finished. say: told where the
+    work can be watched.
 
-    A treelet that fails with NaN is recorded and left out; the others go on.
+    A treelet that fails with NaN, or whose worker dies again and again, is left out; the others go on.
     """
     started = time.monotonic()
-    reports: list[TrainReport] = []
-    failed: list[str] = []
+    place = place or Workplace(threads=threads)
+    summary = _Tally()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         inputs = scene_inputs(store.header)
         task = TrainTask(
-            scene=scene,
+            scene=scene if "://" in scene else str(Path(scene).resolve()),
             dataset=data or inputs.dataset,
             images=images or inputs.images,
             settings=settings or scene_settings(store.header),
-            threads=threads,
+            threads=place.threads_per_task,
         )
         context = open_context(task, store)
-        _check_photos(context)
-        _check_same(context, accept_changes)
+        check_photos(context)
+        check_same(context, accept_changes)
         if redo is not None:
-            _plan_redo(store, redo)
-        if not store.has_small("decoder"):
-            reports.append(run_seed_stage(task, progress))
-        skipped = 0
+            plan_redo(store, redo)
         index = store.read_index()
-        for band in range(len(store.header.band_levels)):
-            if stop():
-                break
-            index = _recover(store, index)
-            todo = np.flatnonzero((index.bands == band) & (index.treelet_states != TreeletState.TRAINED))
-            skipped += int(((index.bands == band) & (index.treelet_states == TreeletState.TRAINED)).sum())
-            todo = _with_parent(index, todo)
-            if not len(todo):
-                continue
-            for job in _jobs(context, task, index, band, todo):
-                if stop():
-                    break
-                try:
-                    reports.append(run_treelet(job, progress))
-                except NonFiniteError as error:
-                    failed.append(f"{job.treelet}: {error}")
-                index = _commit(store, store.read_index(), job.treelet)
+        seeded = store.has_small("decoder")
+        summary.skipped = int((index.treelet_states == TreeletState.TRAINED).sum())
+        if not seeded or (index.treelet_states != TreeletState.TRAINED).any():
+            with open_executor(place, progress) as executor:
+                if executor.dashboard:
+                    say(f"dashboard: {executor.dashboard}")
+                if not seeded:
+                    _seed_stage(store, task, place, executor, summary)
+                for band in range(len(store.header.band_levels)):
+                    if stop() or not _train_band(context, task, band, executor, stop, summary):
+                        break
         collect_garbage(store)
-        nodes = int((index.states == 1).sum())
+        index = store.read_index()
+    reports = summary.reports
     return TrainSummary(
         treelets=sum(r.treelet != "seed" for r in reports),
-        skipped=skipped,
-        failed=tuple(failed),
-        nodes=nodes,
+        skipped=summary.skipped,
+        failed=tuple(summary.failed),
+        remaining=int((index.treelet_states != TreeletState.TRAINED).sum()),
+        nodes=int((index.states == NodeState.TRAINED).sum()),
         rays=sum(r.rays for r in reports),
         samples=sum(r.samples for r in reports),
         seconds=time.monotonic() - started,
-        peak_bytes=peak_memory(),
+        peak_bytes=max([peak_memory(), *(r.peak_bytes for r in reports)]),
         reports=tuple(reports),
     )
 
 
-def _jobs(context: Context, task: TrainTask, index: SceneIndex, band: int, todo: Int64) -> list[TrainTask]:
+@dataclass
+class _Tally:
+    """What has happened so far."""
+
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+    reports: list[TrainReport] = field(default_factory=list)
+
+
+def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: Executor, tally: _Tally) -> None:
+    if take_up_seed_result(store):
+        _log.info("seed stage: done before the last stop, taken up")
+        return
+    capacity = seed_capacity(store.read_index(), store.header.band_levels, task.settings)
+    nodes, bases = store.allocate(capacity), store.allocate_treelets(capacity + 1)
+    job = replace(
+        task,
+        slots=(nodes.start, nodes.stop),
+        base_slot=bases.start,
+        # nothing else runs meanwhile
+        threads=place.threads,
+    )
+    executor.submit("seed", run_seed_stage, job, trains=True)
+    outcome = executor.next()
+    if outcome.error is not None:
+        raise outcome.error
+    tally.reports.append(outcome.result)
+    if not take_up_seed_result(store):
+        raise DamagedStoreError(f"scene {store.name}: the seed stage left no result; run the same command again")
+
+
+def _train_band(
+    context: Context, task: TrainTask, band: int, executor: Executor, stop: Callable[[], bool], tally: _Tally
+) -> bool:
+    """Train what is left of a band; False if it was stopped."""
+    store = context.store
+    index = _recover(store, store.read_index())
+    todo = np.flatnonzero((index.bands == band) & (index.treelet_states != TreeletState.TRAINED))
+    todo = _with_parent(index, todo)
+    if not len(todo):
+        return True
+    jobs = _jobs(context, task, index, band, todo)
+    running, stopped = 0, False
+    while True:
+        while not stopped and running < executor.capacity:
+            stopped = stop()
+            job = None if stopped else next(jobs, None)
+            if job is None:
+                break
+            executor.submit(job.treelet, run_treelet, job, trains=True)
+            running += 1
+        if not running:
+            return not stopped
+        outcome = executor.next()
+        running -= 1
+        if outcome.error is None:
+            tally.reports.append(outcome.result)
+        elif isinstance(outcome.error, TrainingError):
+            tally.failed.append(f"{outcome.key}: {outcome.error}")
+        else:
+            raise outcome.error
+        _commit(store, store.read_index(), outcome.key)
+
+
+def _jobs(context: Context, task: TrainTask, index: SceneIndex, band: int, todo: Int64) -> Iterator[TrainTask]:
     """One task per treelet, with its patches and the slots it may write."""
     store, levels = context.store, context.store.header.band_levels
     bottom = levels[band + 1] - 1 if band + 1 < len(levels) else store.header.max_level
@@ -152,20 +217,15 @@ def _jobs(context: Context, task: TrainTask, index: SceneIndex, band: int, todo:
         assigned = dict(
             assign_patches(context, state.arena, context.read_shared(), patches, cut, Octree.from_keys(index.keys))
         )
-    jobs = []
     for row in todo[np.argsort(index.root_keys[todo])].tolist():
         key = int(index.root_keys[row])
         nodes = int((index.treelets == row).sum())
         slots = store.allocate(nodes + max(GROWTH_ROOM, nodes // 4))
         mine: Patches = patches.select(assigned[key].astype(np.int32))
-        jobs.append(
-            TrainTask(
-                scene=task.scene, dataset=task.dataset, images=task.images, settings=task.settings,
-                treelet=str(NodeId.from_key(key)), patches=mine, slots=(slots.start, slots.stop),
-                base_slot=store.allocate_treelets(1).start, threads=task.threads,
-            )
+        yield replace(
+            task, treelet=str(NodeId.from_key(key)), patches=mine, slots=(slots.start, slots.stop),
+            base_slot=store.allocate_treelets(1).start,
         )  # fmt: skip
-    return jobs
 
 
 def _band_zero(context: Context, patches: Patches, bottom: int, index: SceneIndex) -> Int64:
@@ -220,79 +280,6 @@ def _with_parent(index: SceneIndex, todo: Int64) -> Int64:
     if not ready.all():
         _log.warning("%d treelets wait for a parent that could not be trained", int((~ready).sum()))
     return np.concatenate([todo[levels == 0], below[ready]])
-
-
-def _check_photos(context: Context) -> None:
-    """DatasetError unless the photos are those that the scene was built with: its cameras are stored photo by photo."""
-    built, now = context.store.read_cameras()[1], context.photos.names
-    reasons = {r.name: r.reason for r in context.photos.rejected}
-    if gone := sorted(set(built) - set(now)):
-        shown = "; ".join(f"{name} ({reasons.get(name, 'it is not listed any more')})" for name in gone[:3])
-        raise DatasetError(
-            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, {len(gone)} "
-            f"cannot be used: {shown}; put them back, or build again"
-        )
-    if new := sorted(set(now) - set(built)):
-        raise DatasetError(
-            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, got "
-            f"{len(new)} more: {', '.join(new[:3])}; take them away, or build again"
-        )
-
-
-def _check_same(context: Context, accept_changes: bool) -> None:
-    """SettingsError if a trained treelet was made with other settings or photos, unless that is accepted."""
-    if accept_changes:
-        return
-    index = context.store.read_index()
-    now = (settings_fingerprint(context.settings), inputs_fingerprint(context))
-    changes = _changed_settings(scene_settings(context.store.header), context.settings)
-    for key in index.root_keys[index.treelet_states == TreeletState.TRAINED].tolist():
-        record = read_record(context.store, str(NodeId.from_key(key)))
-        if record is None:
-            continue
-        what = [
-            name
-            for name, then, current in (
-                (f"the settings{changes}", record.settings_fingerprint, now[0]),
-                ("the photos or their poses", record.inputs_fingerprint, now[1]),
-            )
-            if then != current
-        ]
-        if what:
-            raise SettingsError(
-                f"treelet {record.treelet}: {' and '.join(what)} changed since it was trained; go on with "
-                "--accept-changes, or put them back"
-            )
-
-
-def _changed_settings(stored: Settings, now: Settings) -> str:
-    """What differs from the scene's own settings, as text in brackets; nothing if nothing does."""
-    before, after = stored.model_dump(), now.model_dump()
-    different = [
-        f"{section}.{key} {after[section][key]!r} instead of {value!r}"
-        for section, values in before.items()
-        if section != "rendering"
-        for key, value in values.items()
-        if after[section][key] != value
-    ]
-    return f" ({', '.join(different)})" if different else ""
-
-
-def _plan_redo(store: SceneStore, redo: str) -> None:
-    """Plan a treelet and everything below it again; for the octree's root, what all treelets share too."""
-    index = store.read_index()
-    top = NodeId.parse(redo)
-    if top.key not in index.root_keys:
-        raise SettingsError(f"--redo {redo}: expected the root of a treelet (see 'info'), got another node")
-    rows = []
-    for row, key in enumerate(index.root_keys.tolist()):
-        node = NodeId.from_key(key)
-        if node.level >= top.level and node.ancestor(top.level) == top:
-            rows.append(row)
-            drop_record(store, str(node))
-    store.commit(plan_again(index, np.array(rows)))
-    if top.level == 0:
-        drop_bundle(store.data, "decoder")  # a scene without a decoder begins with the seed stage
 
 
 __all__ = ["TrainSummary", "scene_dataset", "train"]

@@ -76,6 +76,53 @@ def settings_options(function: _F) -> _F:
     return function
 
 
+def requests_of(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> dict[str, float]:
+    """Callback of an option NAME=AMOUNT that may be repeated: the amounts by name, or a usage error."""
+    found = {}
+    for text in value:
+        name, amount = text.partition("=")[::2]
+        try:
+            found[name.strip()] = float(amount)
+        except ValueError:
+            raise click.BadParameter(f"expected NAME=AMOUNT such as GPU=1, got {text!r}") from None
+        if not name.strip() or not 0 < found[name.strip()] < math.inf:
+            raise click.BadParameter(f"expected NAME=AMOUNT such as GPU=1, got {text!r}")
+    return found
+
+
+def place_options(function: _F) -> _F:
+    """--workers, --scheduler, --request and --threads."""
+    for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Processor threads per treelet; default: all cores, divided among the workers.",
+        ),
+        click.option(
+            "--request",
+            "requests",
+            multiple=True,
+            callback=requests_of,
+            metavar="NAME=AMOUNT",
+            help="dask resource that a worker must offer to be given a treelet; default: GPU=1 where there are any.",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Train on a running dask cluster, such as tcp://host:8786; its workers must reach SCENE and DATA.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Worker processes on this machine; 0 (the default unless there are several GPUs): none but this one.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def terminal_options(function: _F) -> _F:
     """-v, -q and --log-file."""
     for option in (

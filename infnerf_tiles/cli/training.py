@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import RenderableType
 
-from infnerf_tiles.cli.app import command
+from infnerf_tiles.cli.app import INTERRUPTED, command
 from infnerf_tiles.cli.changes import changed_settings
-from infnerf_tiles.cli.options import bounds_of, scene_argument, settings_options
+from infnerf_tiles.cli.options import bounds_of, place_options, scene_argument, settings_options
 from infnerf_tiles.cli.progress import TrainingDisplay
+from infnerf_tiles.cli.stopping import StopRequest
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
 from infnerf_tiles.settings import load_settings
 
@@ -124,7 +125,7 @@ def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
     is_flag=True,
     help="Go on although settings or photos are not those that the trained treelets were made with.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
+@place_options
 @settings_options
 def train(
     terminal: Terminal,
@@ -133,13 +134,17 @@ def train(
     images: Path | None,
     redo: str | None,
     accept_changes: bool,
+    workers: int | None,
+    scheduler: str | None,
+    requests: dict[str, float],
     threads: int | None,
     config: str | None,
     overrides: tuple[str, ...],
 ) -> int:
     """Train what is not yet trained in SCENE: first what all treelets share, then treelet by treelet, coarse to fine.
 
-    Interrupt it whenever you like: the same command goes on where it was stopped. --config and --set change settings
+    Interrupt it whenever you like: the same command goes on where it was stopped. Ctrl-C lets the treelets in hand
+    finish, a second one stops at once. --config and --set change settings
     of the section training, on top of those stored in the scene; the others were fixed by build.
 
     \b
@@ -148,11 +153,20 @@ def train(
       infnerf-tiles train city.zarr --set training.passes=6
       infnerf-tiles train city.zarr --data /new/place/of/the/photos
       infnerf-tiles train city.zarr --redo L2/1-0-3
+      infnerf-tiles train city.zarr --workers 4
+      infnerf-tiles train city.zarr --scheduler tcp://10.0.0.1:8786
     """
     from infnerf_tiles.pipelines import train as pipeline
+    from infnerf_tiles.pipelines.cluster import Workplace, default_workers
 
     settings = changed_settings("train", scene, "training", config, overrides)
-    with TrainingDisplay.of_scene(terminal, scene, settings, redo) as display:
+    place = Workplace(
+        workers=default_workers() if workers is None and scheduler is None else workers or 0,
+        scheduler=scheduler,
+        threads=threads,
+        requests=requests,
+    )
+    with TrainingDisplay.of_scene(terminal, scene, settings, redo) as display, StopRequest(terminal) as stop:
         summary = pipeline.train(
             scene,
             data=None if data is None else str(data),
@@ -160,8 +174,10 @@ def train(
             settings=settings,
             redo=redo,
             accept_changes=accept_changes,
-            threads=threads,
+            place=place,
             progress=display.update,
+            stop=stop,
+            say=terminal.say,
         )
     terminal.result({"scene": scene, **summary.to_json(), "reports": _reports(summary)}, *_train_tables(summary))
     for reason in summary.failed:
@@ -169,6 +185,9 @@ def train(
     if summary.failed:
         terminal.error(f"{len(summary.failed)} treelets failed; the same command tries them again")
         return 1
+    if stop() and summary.remaining:
+        terminal.error(f"interrupted; {_RESUMES}")
+        return INTERRUPTED
     return 0
 
 

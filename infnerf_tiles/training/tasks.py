@@ -14,9 +14,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
-from infnerf_tiles.field.treelet import base_from_above
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
-from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
@@ -29,10 +27,10 @@ from infnerf_tiles.training import checkpoint
 from infnerf_tiles.training.context import Context, scene_dataset
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
-from infnerf_tiles.training.merge import with_warm_rows
 from infnerf_tiles.training.pixels import Patches, PixelSet, all_patches
 from infnerf_tiles.training.result import TrainedTreelet, finish
 from infnerf_tiles.training.seed import seed_nodes, seed_patches
+from infnerf_tiles.training.seed_result import SeedSlots, write_seed_result
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, start_occupancy, warm_start
@@ -65,6 +63,7 @@ class TrainTask:
     slots: tuple[int, int] = (0, 0)
     """First and one-past-last node slot that the task may write."""
     base_slot: int = -1
+    """Its base slot; for the seed stage the first of as many as it has node slots, and one more."""
     threads: int | None = None
 
 
@@ -109,11 +108,18 @@ def open_context(task: TrainTask, store: SceneStore) -> Context:
     return Context(store, scene_dataset(task.settings, Path(task.dataset), images), task.settings)
 
 
+def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Settings) -> int:
+    """Node slots that the seed stage may need; it needs one base slot more than that."""
+    most = settings.training.seed_nodes
+    count = len(seed_nodes(index.keys, band_levels, most, settings.training.seed))
+    return count + max(GROWTH_ROOM, most - count, count // 4)
+
+
 def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainReport:
     """Train decoder and appearance jointly with a sample of the octree, and leave the features as a warm start.
 
-    Writes the warm rows, a new index generation that names them (still planned), and last the decoder: a scene with a
-    decoder has its seed stage behind it. Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
+    Writes the warm rows into the task's slots and leaves the rest to `take_up_seed_result`, which the caller calls.
+    Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
     """
     set_threads(task.threads)
     started = time.monotonic()
@@ -121,9 +127,9 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         context = open_context(task, store)
         index, header, s = store.read_index(), store.header, task.settings
         keys = seed_nodes(index.keys, header.band_levels, s.training.seed_nodes, s.training.seed)
-        room = max(GROWTH_ROOM, s.training.seed_nodes - len(keys), len(keys) // 4)
         top = NodeId(0, 0, 0, 0)
-        state = TrainingState(context.shape, top, keys, len(keys) + room, ResidentNodes.none(context.shape))
+        capacity = task.slots[1] - task.slots[0]
+        state = TrainingState(context.shape, top, keys, capacity, ResidentNodes.none(context.shape))
         state.start_occupancy(
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
         )
@@ -138,7 +144,8 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         trainer = _trainer(context, frame, state, shared, pixels, rays, warm=False)
         _run(context, trainer, "seed", progress)
         trained = finish(trainer, s.training.occupancy_threshold, np.empty(0, np.int64))
-        _write_seed(context, index, trained, trainer)
+        slots = SeedSlots(nodes=range(*task.slots), bases=range(task.base_slot, task.base_slot + capacity + 1))
+        write_seed_result(store, trained, trainer, slots)
         drop_checkpoint(store, str(top))
         return _report("seed", trainer, trained, started)
 
@@ -263,36 +270,6 @@ def _held(index: SceneIndex, row: int) -> Int64:
     parents = ancestor_keys(below, key_levels(below) - 1)
     mine = index.keys[index.treelets == row]
     return np.intersect1d(parents, mine)
-
-
-def _write_seed(context: Context, index: SceneIndex, trained: TrainedTreelet, trainer: Trainer) -> None:
-    store, shared, state = context.store, trainer.shared, trainer.state
-    bands = store.header.band_levels
-    slots = store.allocate(len(trained.keys))
-    # every treelet starts from the coarse features that its own nodes' residuals were trained with: those of its parent
-    # move on while the parent is trained
-    roots = trained.keys[np.isin(key_levels(trained.keys), bands[1:])]
-    base_slots = store.allocate_treelets(1 + len(roots))
-    v = context.shape.base_cells + 1
-    for key, slot in zip(roots.tolist(), base_slots[1:], strict=True):
-        node = NodeId.from_key(key)
-        above = int(np.flatnonzero(state.keys == node.parent.key)[0])
-        base = base_from_above(state.arena, (node.x, node.y, node.z), above)[: v**3]
-        store.write_base(slot, base.numpy().reshape(v, v, v, -1).astype(np.float16))
-    for k, slot in enumerate(slots):
-        store.write_node(slot, trained.tables[k], trained.occupancy[k])
-    store.write_base(base_slots.start, trained.base)
-    octree = Octree.from_keys(np.union1d(index.keys, trained.keys))
-    warm = with_warm_rows(
-        octree, bands, trained.keys, np.array(slots, np.int32),
-        dict(zip([0, *roots.tolist()], base_slots, strict=True)),
-    )  # fmt: skip
-    store.commit(warm)
-    known = np.zeros(context.photos.num_photos, np.uint8)
-    known[np.unique(trainer.pixels.patches.photo)] = 1
-    store.write_small("appearance", {"affine": shared.appearance.affine.detach().numpy(), "known": known})
-    store.write_small("background", {"coefficients": shared.background.coefficients.detach().numpy()})
-    store.write_small("decoder", dict(shared.decoder.to_arrays()))
 
 
 def _report(name: str, trainer: Trainer, trained: TrainedTreelet, started: float) -> TrainReport:

@@ -16,10 +16,11 @@ from infnerf_tiles.settings import Settings, setting_paths
 EVERYWHERE = {"-h", "--help", "--json", "--log-file", "--quiet", "-q", "--verbose", "-v"}
 SETTINGS = {"--config", "--set", "--list-settings"}
 DRAWING = {"--lod-bias", "--memory-budget", "--threads"}
+PLACE = {"--workers", "--scheduler", "--request", "--threads"}
 OPTIONS = {
     "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
     "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite"} | SETTINGS,
-    "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes", "--threads"} | SETTINGS,
+    "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | PLACE | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
     | {"--depth", "--alpha", "--levels"}
