@@ -2,41 +2,35 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
 from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import DamagedStoreError, TrainingError
+from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
-from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.garbage import collect_garbage
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
-from infnerf_tiles.store.journal import read_record, rows_exist
+from infnerf_tiles.store.journal import read_all, read_record, rows_exist
 from infnerf_tiles.store.scene_store import SceneStore
-from infnerf_tiles.training.assignment import BandCut, assign_patches
 from infnerf_tiles.training.context import Context, scene_dataset
-from infnerf_tiles.training.inputs import scene_inputs, scene_settings
+from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings
 from infnerf_tiles.training.merge import with_record
-from infnerf_tiles.training.pixels import Patches, all_patches
+from infnerf_tiles.training.pixel_store import drop_all_pixels
 from infnerf_tiles.training.seed_result import take_up_seed_result
-from infnerf_tiles.training.state import TrainingState
-from infnerf_tiles.training.surroundings import read_surroundings
 from infnerf_tiles.training.tasks import (
-    GROWTH_ROOM,
     Progress,
     TrainReport,
     TrainTask,
-    open_context,
     run_seed_stage,
-    run_treelet,
     seed_capacity,
 )
 
@@ -60,11 +54,18 @@ class TrainSummary:
     samples: int
     seconds: float
     peak_bytes: int
+    photo_pixels: int = 0
+    """Pixels of all training photos, without their pyramids."""
+    treelet_pixels: int = 0
+    """Pixels that the trained treelets were trained on, in this call and before; a pixel counts once per treelet."""
     reports: tuple[TrainReport, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        names = ("treelets", "skipped", "remaining", "nodes", "rays", "samples", "seconds", "peak_bytes")
+        names = (
+            "treelets", "skipped", "remaining", "nodes", "rays", "samples", "seconds", "peak_bytes", "photo_pixels",
+            "treelet_pixels",
+        )  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, "failed": list(self.failed)}
 
 
@@ -78,6 +79,7 @@ def train(
     accept_changes: bool = False,
     threads: int | None = None,
     place: Workplace | None = None,
+    scratch: int | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = _log.info,
@@ -87,24 +89,25 @@ def train(
     data, images: where the photos are now, if not where they were at build. settings: other training settings than the
     scene's (None keeps them). redo: root of a treelet to train again, with what hangs below it. accept_changes: go on
     although settings or photos differ from those of the trained treelets. place: where to run (default: this process,
-    with `threads` processor threads). stop: asked before each treelet; those in hand are finished. say: told where the
-    work can be watched.
+    with `threads` processor threads). scratch: bytes of disk for pixels in waiting (default: half of what is free).
+    stop: asked before each treelet; those in hand are finished. say: told where the work can be watched.
 
     A treelet that fails with NaN, or whose worker dies again and again, is left out; the others go on.
     """
     started = time.monotonic()
     place = place or Workplace(threads=threads)
-    summary = _Tally()
+    summary = Tally()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         inputs = scene_inputs(store.header)
         task = TrainTask(
             scene=scene if "://" in scene else str(Path(scene).resolve()),
-            dataset=data or inputs.dataset,
-            images=images or inputs.images,
+            dataset=absolute(data) or inputs.dataset,
+            images=absolute(images) or inputs.images,
             settings=settings or scene_settings(store.header),
             threads=place.threads_per_task,
         )
-        context = open_context(task, store)
+        photos = scene_dataset(task.settings, Path(task.dataset), None if task.images is None else Path(task.images))
+        context = Context(store, photos, task.settings)
         check_photos(context)
         check_same(context, accept_changes)
         if redo is not None:
@@ -118,11 +121,17 @@ def train(
                     say(f"dashboard: {executor.dashboard}")
                 if not seeded:
                     _seed_stage(store, task, place, executor, summary)
-                for band in range(len(store.header.band_levels)):
-                    if stop() or not _train_band(context, task, band, executor, stop, summary):
-                        break
+                drop_all_pixels(store)  # an interrupted training's
+                room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, scratch)
+                try:
+                    for band in range(len(store.header.band_levels)):
+                        if stop() or not _train_band(context, task, band, executor, stop, room, summary):
+                            break
+                finally:
+                    drop_all_pixels(store)
         collect_garbage(store)
         index = store.read_index()
+        given = _pixels_given(store, index)
     reports = summary.reports
     return TrainSummary(
         treelets=sum(r.treelet != "seed" for r in reports),
@@ -134,20 +143,25 @@ def train(
         samples=sum(r.samples for r in reports),
         seconds=time.monotonic() - started,
         peak_bytes=max([peak_memory(), *(r.peak_bytes for r in reports)]),
+        photo_pixels=_photo_pixels(context),
+        treelet_pixels=given,
         reports=tuple(reports),
     )
 
 
-@dataclass
-class _Tally:
-    """What has happened so far."""
-
-    skipped: int = 0
-    failed: list[str] = field(default_factory=list)
-    reports: list[TrainReport] = field(default_factory=list)
+def _photo_pixels(context: Context) -> int:
+    cameras = [context.photos.cameras.camera(photo) for photo in context.training_photos]
+    return sum(camera.width * camera.height for camera in cameras)
 
 
-def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: Executor, tally: _Tally) -> None:
+def _pixels_given(store: SceneStore, index: SceneIndex) -> int:
+    trained = {
+        str(NodeId.from_key(int(key))) for key in index.root_keys[index.treelet_states == TreeletState.TRAINED]
+    }
+    return sum(int(r.facts.get("pixels", 0)) for r in read_all(store) if r.treelet in trained)
+
+
+def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: Executor, tally: Tally) -> None:
     if take_up_seed_result(store):
         _log.info("seed stage: done before the last stop, taken up")
         return
@@ -170,7 +184,13 @@ def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: 
 
 
 def _train_band(
-    context: Context, task: TrainTask, band: int, executor: Executor, stop: Callable[[], bool], tally: _Tally
+    context: Context,
+    task: TrainTask,
+    band: int,
+    executor: Executor,
+    stop: Callable[[], bool],
+    scratch: int,
+    tally: Tally,
 ) -> bool:
     """Train what is left of a band; False if it was stopped."""
     store = context.store
@@ -179,78 +199,15 @@ def _train_band(
     todo = _with_parent(index, todo)
     if not len(todo):
         return True
-    jobs = _jobs(context, task, index, band, todo)
-    running, stopped = 0, False
-    while True:
-        while not stopped and running < executor.capacity:
-            stopped = stop()
-            job = None if stopped else next(jobs, None)
-            if job is None:
-                break
-            executor.submit(job.treelet, run_treelet, job, trains=True)
-            running += 1
-        if not running:
-            return not stopped
-        outcome = executor.next()
-        running -= 1
-        if outcome.error is None:
-            tally.reports.append(outcome.result)
-        elif isinstance(outcome.error, TrainingError):
-            tally.failed.append(f"{outcome.key}: {outcome.error}")
-        else:
-            raise outcome.error
-        _commit(store, store.read_index(), outcome.key)
+    training = BandTraining(
+        context, task, index, band, todo, executor=executor, stop=stop,
+        commit=lambda treelet: _commit(store, treelet), scratch=scratch, tally=tally,
+    )  # fmt: skip
+    return training.run()
 
 
-def _jobs(context: Context, task: TrainTask, index: SceneIndex, band: int, todo: Int64) -> Iterator[TrainTask]:
-    """One task per treelet, with its patches and the slots it may write."""
-    store, levels = context.store, context.store.header.band_levels
-    bottom = levels[band + 1] - 1 if band + 1 < len(levels) else store.header.max_level
-    cut = BandCut(top=levels[band], bottom=bottom, root_keys=np.sort(index.root_keys[todo]))
-    patches = all_patches(context.photos.cameras, context.training_photos)
-    if band == 0:
-        assigned = {0: _band_zero(context, patches, bottom, index)}
-    else:
-        root = NodeId(0, 0, 0, 0)
-        above = read_surroundings(context, index, root, band)
-        state = TrainingState(context.shape, root, np.empty(0, np.int64), 0, above)
-        assigned = dict(
-            assign_patches(context, state.arena, context.read_shared(), patches, cut, Octree.from_keys(index.keys))
-        )
-    for row in todo[np.argsort(index.root_keys[todo])].tolist():
-        key = int(index.root_keys[row])
-        nodes = int((index.treelets == row).sum())
-        slots = store.allocate(nodes + max(GROWTH_ROOM, nodes // 4))
-        mine: Patches = patches.select(assigned[key].astype(np.int32))
-        yield replace(
-            task, treelet=str(NodeId.from_key(key)), patches=mine, slots=(slots.start, slots.stop),
-            base_slot=store.allocate_treelets(1).start,
-        )  # fmt: skip
-
-
-def _band_zero(context: Context, patches: Patches, bottom: int, index: SceneIndex) -> Int64:
-    """Patches of the first treelet: what its seed-stage features show decides, as the parent does for the others."""
-    row = int(np.flatnonzero(index.root_keys == 0)[0])
-    root = NodeId(0, 0, 0, 0)
-    from infnerf_tiles.training.state import ResidentNodes
-    from infnerf_tiles.training.surroundings import start_base, warm_start
-
-    keys = index.keys[index.treelets == row]
-    state = TrainingState(context.shape, root, keys, len(keys), ResidentNodes.none(context.shape))
-    filled = warm_start(context, index, state)
-    if not filled.any():
-        return np.arange(patches.count)
-    start_base(context, index, row, state)
-    state.dense_grids[0] = 1
-    state.relink()
-    cut = BandCut(top=0, bottom=bottom, root_keys=np.zeros(1, np.int64))
-    octree = Octree.from_keys(index.keys)
-    shown = assign_patches(context, state.arena, context.read_shared(), patches, cut, octree)[0]
-    # a seed stage that was too short to show anything must not leave the scene without pixels for good
-    return shown if len(shown) else np.arange(patches.count)
-
-
-def _commit(store: SceneStore, index: SceneIndex, treelet: str) -> SceneIndex:
+def _commit(store: SceneStore, treelet: str) -> SceneIndex:
+    index = store.read_index()
     record = read_record(store, treelet)
     if record is None:
         return index
@@ -266,7 +223,7 @@ def _recover(store: SceneStore, index: SceneIndex) -> SceneIndex:
         record = read_record(store, name)
         if record is not None and record.status == TreeletState.TRAINED and rows_exist(store, record):
             _log.info("treelet %s: trained before the last stop, taken up", name)
-            index = _commit(store, store.read_index(), name)
+            index = _commit(store, name)
     return index
 
 

@@ -24,6 +24,10 @@ MIN_SHARE = 0.05
 """A treelet that holds more than this share of a ray's weight gets the ray's patch."""
 CROSSING_SHARE = 0.15
 """Share of the patches that only cross a treelet's occupied cells and go along, so that air there is penalised."""
+CROSSING_COPIES = 0.2
+"""Most copies of such a patch, on average over all treelets that it crosses."""
+ENDLESS_COPIES = 1.0
+"""Copies of a patch whose rays end nowhere (sky), on average over all treelets that it crosses."""
 _MARGIN_VOXELS = 2.0
 _LEVEL_MARGIN = 0.25
 _RAYS_AT_ONCE = 1 << 15
@@ -56,40 +60,56 @@ def assign_patches(
     """Numbers of the patches of each treelet of the band, by root key.
 
     A patch belongs to a treelet that holds more than MIN_SHARE of one of its rays' weight at a fitting level, and so do
-    the patches around it; part of those that only cross its occupied cells go along. Photos, octree and committed
-    bands decide alone: the same call gives the same answer.
+    the patches around it. Part of those that only cross its occupied cells go along, and those whose rays end nowhere
+    go to about ENDLESS_COPIES of the treelets that they cross. Photo, octree and committed bands decide alone, so that
+    photos can be assigned one by one.
     """
     num, treelets = patches.count, len(band.root_keys)
     if not treelets:
         return {}
-    hit: dict[int, list[Int64]] = {k: [] for k in range(treelets)}
-    cross: dict[int, list[Int64]] = {k: [] for k in range(treelets)}
+    hit: list[Int64] = [np.empty(0, np.int64)]
+    cross: list[Int64] = [np.empty(0, np.int64)]
     per_patch = RAYS_PER_EDGE**2
     at_once = max(1, _RAYS_AT_ONCE // per_patch)
     for first in range(0, num, at_once):
         part = patches.select(np.arange(first, min(first + at_once, num), dtype=np.int32))
-        pairs, fits, ends = _cast(context, arena, shared, part, band, octree)
-        strong = fits[pairs.ray] & ((pairs.weight > MIN_SHARE) | ~ends[pairs.ray])
-        patch = pairs.ray // per_patch + first
-        for k in range(treelets):
-            mine = pairs.treelet == k
-            if mine.any():
-                hit[k].append(np.unique(patch[mine & strong]))
-                cross[k].append(np.unique(patch[mine & ~strong & fits[pairs.ray]]))
+        pairs, fits, ends, crossed = _cast(context, arena, shared, part, band, octree)
+        patch = pairs.ray // per_patch
+        luck = _luck(band.root_keys[pairs.treelet], part, patch)
+        endless = ~ends[pairs.ray] & (luck < ENDLESS_COPIES / crossed[pairs.ray])
+        strong = fits[pairs.ray] & ((pairs.weight > MIN_SHARE) | endless)
+        weak = fits[pairs.ray] & ~strong & (luck < np.minimum(CROSSING_SHARE, CROSSING_COPIES / crossed[pairs.ray]))
+        code = pairs.treelet * num + patch + first
+        hit.append(np.unique(code[strong]))
+        cross.append(np.unique(code[weak]))
+    strongly, weakly = (np.unique(np.concatenate(codes)) for codes in (hit, cross))
+    bounds = np.arange(treelets + 1) * num
+    starts, weak_starts = np.searchsorted(strongly, bounds), np.searchsorted(weakly, bounds)
     result = {}
     for k, key in enumerate(band.root_keys.tolist()):
-        inside = np.unique(np.concatenate([np.empty(0, np.int64), *hit[k]]))
-        grown = _dilated(patches, inside)
-        only = np.setdiff1d(np.unique(np.concatenate([np.empty(0, np.int64), *cross[k]])), grown)
-        chosen = only[np.random.default_rng((key, 1)).random(len(only)) < CROSSING_SHARE]
-        result[key] = np.union1d(grown, chosen)
+        grown = _dilated(patches, strongly[starts[k] : starts[k + 1]] - bounds[k])
+        result[key] = np.union1d(grown, weakly[weak_starts[k] : weak_starts[k + 1]] - bounds[k])
     return result
+
+
+def _luck(keys: Int64, patches: Patches, chosen: Int64) -> Float64:
+    """A number in [0, 1) for each pair of a treelet and a patch, the same whatever else is asked for: float64 [n]."""
+    place = (patches.photo.astype(np.uint64) << np.uint64(40)) | (patches.pyramid.astype(np.uint64) << np.uint64(35))
+    place |= (patches.row.astype(np.uint64) << np.uint64(16)) | patches.column.astype(np.uint64)
+    with np.errstate(over="ignore"):  # SplitMix64's mixing (Steele et al. 2014)
+        x = place[chosen] + keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    luck: Float64 = (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return luck
 
 
 def _cast(
     context: Context, arena: Arena, shared: Shared, patches: Patches, band: BandCut, octree: Octree
-) -> tuple[_Pairs, Bool, Bool]:
-    """Cast the patches' rays: pairs with treelets, and per ray whether its level fits the band and whether it ends."""
+) -> tuple[_Pairs, Bool, Bool, Int64]:
+    """Cast the patches' rays: pairs with treelets, and per ray whether its level fits the band, whether it ends, and
+    how many cubes of the band's top level it crosses."""
     cameras, root = context.photos.cameras, context.store.header.root
     xy = patch_points(patches, RAYS_PER_EDGE)
     per_patch = xy.shape[1]
@@ -117,7 +137,19 @@ def _cast(
     distance = depth.numpy() / np.maximum(opacity, 1e-6)
     pairs = _pairs(samples, weights.numpy(), rays, band, context.shape.cells)
     fits = _level_fits(context, rays, distance, pyramid, photo, band, octree)
-    return pairs, fits, opacity > 0.5
+    return pairs, fits, opacity > 0.5, _crossed(samples, rays, band)
+
+
+def _crossed(samples: Samples, rays: Rays, band: BandCut) -> Int64:
+    """int64 [Q]: cubes of the band's top level in which a ray has samples, at least 1."""
+    ray = samples.ray.numpy().astype(np.int64)
+    distance = samples.t.numpy()[:, None].astype(np.float64)
+    unit: Float64 = rays.origins.numpy()[ray] + distance * rays.directions.numpy()[ray]
+    cells = 1 << band.top
+    at = np.clip(np.floor(unit * cells), 0, cells - 1).astype(np.int64)
+    # samples of a ray are in order, so that a cube is one run of them
+    new = (np.diff(at, axis=0, prepend=-1) != 0).any(axis=1) | (np.diff(ray, prepend=-1) != 0)
+    return np.maximum(np.bincount(ray[new], minlength=rays.origins.shape[0]), 1)
 
 
 def _pairs(samples: Samples, weights: Float32, rays: Rays, band: BandCut, node_cells: int) -> _Pairs:

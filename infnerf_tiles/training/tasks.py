@@ -24,10 +24,11 @@ from infnerf_tiles.store.journal import JournalRecord, write_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
 from infnerf_tiles.training import checkpoint
-from infnerf_tiles.training.context import Context, scene_dataset
+from infnerf_tiles.training.context import Context, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
-from infnerf_tiles.training.pixels import Patches, PixelSet, all_patches
+from infnerf_tiles.training.pixel_store import StreamedPixels, open_pixels
+from infnerf_tiles.training.pixels import PixelSet, all_patches
 from infnerf_tiles.training.result import TrainedTreelet, finish
 from infnerf_tiles.training.seed import seed_nodes, seed_patches
 from infnerf_tiles.training.seed_result import SeedSlots, write_seed_result
@@ -58,8 +59,8 @@ class TrainTask:
     settings: Settings
     treelet: str = "L0/0-0-0"
     """Root of the treelet."""
-    patches: Patches | None = None
-    """The treelet's patches (not used by the seed stage)."""
+    pixel_bytes: int | None = None
+    """Most memory for the pixels that a treelet is trained on; more are streamed. None: no limit."""
     slots: tuple[int, int] = (0, 0)
     """First and one-past-last node slot that the task may write."""
     base_slot: int = -1
@@ -78,6 +79,7 @@ class TrainReport:
     psnr: float
     rays: int
     samples: int
+    pixels: int
     peak_bytes: int
 
 
@@ -105,7 +107,7 @@ def settings_fingerprint(settings: Settings) -> str:
 def open_context(task: TrainTask, store: SceneStore) -> Context:
     """The task's scene and photos."""
     images = None if task.images is None else Path(task.images)
-    return Context(store, scene_dataset(task.settings, Path(task.dataset), images), task.settings)
+    return Context(store, scene_photos(store, task.settings, Path(task.dataset), images), task.settings)
 
 
 def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Settings) -> int:
@@ -113,6 +115,11 @@ def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Set
     most = settings.training.seed_nodes
     count = len(seed_nodes(index.keys, band_levels, most, settings.training.seed))
     return count + max(GROWTH_ROOM, most - count, count // 4)
+
+
+def treelet_capacity(nodes: int) -> int:
+    """Node slots of a treelet that starts with that many nodes: room to grow."""
+    return nodes + max(GROWTH_ROOM, nodes // 4)
 
 
 def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainReport:
@@ -166,15 +173,14 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         bands = header.band_levels
         bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
         keys = index.keys[index.treelets == row]
-        capacity = min(len(keys) + max(GROWTH_ROOM, len(keys) // 4), task.slots[1] - task.slots[0])
+        capacity = min(treelet_capacity(len(keys)), task.slots[1] - task.slots[0])
         state = TrainingState(context.shape, top, keys, capacity, read_surroundings(context, index, top, band))
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
-        if task.patches is None:
-            raise ValueError(f"treelet {top}: no patches were given")
-        pixels = PixelSet.gather(task.patches, context.read_pyramid)
+        seed = (s.training.seed, top.key)
+        pixels = open_pixels(store, str(top), task.pixel_bytes, s.training.passes, seed)
         rays = int(s.training.passes * (1.0 - s.training.seed_share) * pixels.num_pixels)
         frame = Frame(
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
@@ -211,7 +217,14 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
 
 
 def _trainer(
-    context: Context, frame: Frame, state: TrainingState, shared: Shared, pixels: PixelSet, rays: int, *, warm: bool
+    context: Context,
+    frame: Frame,
+    state: TrainingState,
+    shared: Shared,
+    pixels: PixelSet | StreamedPixels,
+    rays: int,
+    *,
+    warm: bool,
 ) -> Trainer:
     settings = context.settings.training
     return Trainer(
@@ -246,6 +259,7 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
 
     def on_step(now: Trainer) -> None:
         nonlocal last
+        now.pixels.seek(now.progress)
         if progress is not None:
             progress(name, now.progress, psnr_of(now.recent_error))
         if time.monotonic() - last >= settings.checkpoint_seconds:
@@ -256,6 +270,7 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
     if pixels_missing := trainer.pixels.num_pixels == 0:
         _log.warning("treelet %s: no photo shows it; it keeps what it starts from", name)
     if not pixels_missing:
+        trainer.pixels.seek(trainer.progress)
         trainer.run(on_step)
 
 
@@ -281,5 +296,6 @@ def _report(name: str, trainer: Trainer, trained: TrainedTreelet, started: float
         psnr=psnr_of(trainer.recent_error) if trainer.step else 0.0,
         rays=trainer.rays_done,
         samples=trainer.samples_done,
+        pixels=trainer.pixels.num_pixels,
         peak_bytes=peak_memory(),
     )

@@ -18,6 +18,7 @@ from infnerf_tiles.kernels.arena import Rays, Samples
 from infnerf_tiles.settings import TrainingSettings
 from infnerf_tiles.training.depth import RAY_SHARE, DepthBatch, DepthTargets, point_loss
 from infnerf_tiles.training.growth import Evidence
+from infnerf_tiles.training.pixel_store import StreamedPixels
 from infnerf_tiles.training.pixels import PixelBatch, PixelSet
 from infnerf_tiles.training.refresh import refresh_occupancy
 from infnerf_tiles.training.schedule import (
@@ -59,7 +60,7 @@ class Trainer:
         frame: Frame,
         state: TrainingState,
         shared: Shared,
-        pixels: PixelSet,
+        pixels: PixelSet | StreamedPixels,
         cameras: PosedCameras,
         settings: TrainingSettings,
         total_rays: int,

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import infnerf_tiles.pipelines.train as pipeline
 import numpy as np
 import pytest
 import torch
@@ -191,6 +190,7 @@ def test_patches_go_where_a_slow_loop_sends_them(
     context: Context, index: SceneIndex, arena: TrainingState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assignment, "CROSSING_SHARE", 0.0)
+    monkeypatch.setattr(assignment, "ENDLESS_COPIES", 1e9)
     patches = all_patches(context.photos.cameras, context.training_photos)
     shared, cut, octree = context.read_shared(), cut_of(context, index), Octree.from_keys(index.keys)
     found = assign_patches(context, arena.arena, shared, patches, cut, octree)
@@ -287,15 +287,3 @@ def test_the_same_patches_go_with_a_treelet_whoever_is_asked_for_too(
         assert np.array_equal(assign_patches(context, arena.arena, shared, patches, one, octree)[key], together[key])
     nobody = BandCut(top=cut.top, bottom=cut.bottom, root_keys=np.empty(0, np.int64))
     assert assign_patches(context, arena.arena, shared, patches, nobody, octree) == {}
-
-
-def test_the_first_treelet_gets_patches_even_if_the_seed_stage_left_nothing(
-    context: Context, index: SceneIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    empty = np.zeros(context.shape.occupancy_bytes, np.uint8)
-    slot = int(index.slots[0])
-    monkeypatch.setattr(
-        "infnerf_tiles.training.surroundings._read_node", lambda store, _: (store.read_node(slot), empty)
-    )
-    patches = all_patches(context.photos.cameras, context.training_photos)
-    assert len(pipeline._band_zero(context, patches, 0, index)) == patches.count
