@@ -97,7 +97,9 @@ class BandTraining:
     ) -> None:
         """todo: rows of the treelets. commit: makes a trained treelet part of the scene. scratch: bytes."""
         self._context, self._task, self._index, self._band = context, task, index, band
-        self._roots: Int64 = np.sort(index.root_keys[todo])
+        self._todo: Int64 = np.sort(index.root_keys[todo])
+        # of all treelets of the band, whatever is trained already: what one gets depends on what the others get
+        self._roots: Int64 = np.sort(index.root_keys[index.bands == band])
         self._row_of = dict(zip(index.root_keys[todo].tolist(), todo.tolist(), strict=True))
         self._executor, self._stop, self._commit = executor, stop, commit
         self._scratch, self._tally = scratch, tally
@@ -120,7 +122,7 @@ class BandTraining:
         for counts in self._counts.values():
             for key, count in counts.items():
                 total[key] = total.get(key, 0) + count
-        waves = deque(cut_waves(self._roots.tolist(), total, self._scratch))
+        waves = deque(cut_waves(self._todo.tolist(), total, self._scratch))
         while True:
             self._hand_in(waves)
             if not self._outstanding or (self._stopped and not self._running):

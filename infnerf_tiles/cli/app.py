@@ -13,8 +13,9 @@ import click
 from infnerf_tiles import __version__
 from infnerf_tiles.cli.options import json_option, terminal_options
 from infnerf_tiles.cli.terminal import Terminal
-from infnerf_tiles.errors import InfnerfError
+from infnerf_tiles.errors import DataError, InfnerfError
 
+DATA_ERROR = DataError.exit_code
 INTERRUPTED = 130
 OUT_OF_MEMORY = 4
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import RenderableType
 
-from infnerf_tiles.cli.app import INTERRUPTED, command
+from infnerf_tiles.cli.app import DATA_ERROR, INTERRUPTED, command
 from infnerf_tiles.cli.changes import changed_settings
 from infnerf_tiles.cli.options import bounds_of, place_options, scene_argument, settings_options
 from infnerf_tiles.cli.progress import TrainingDisplay
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from infnerf_tiles.pipelines.train import TrainSummary
 
 _MAX_ROWS = 20
+_MAX_NAMED = 5
 _RESUMES = "what is trained is kept, and the same command goes on from there"
 
 
@@ -38,6 +39,12 @@ _RESUMES = "what is trained is kept, and the same command goes on from there"
     help="Box that the octree has to hold, in the units of the poses; default: from points and cameras.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the scene that is at SCENE already.")
+@click.option(
+    "--coverage-map",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Draw the regions from above, coloured by the number of photos that see them, with the cameras.",
+)
 @settings_options
 def build(
     terminal: Terminal,
@@ -47,14 +54,15 @@ def build(
     crs: str | None,
     bounds: tuple[float, ...] | None,
     overwrite: bool,
+    coverage_map: Path | None,
     config: str | None,
     overrides: tuple[str, ...],
-) -> None:
+) -> int:
     """Partition the photos of DATA into an octree and write it, untrained, to the folder SCENE.
 
     DATA is a folder with a COLMAP model (binary or text; sparse/0 and images) or a transforms.json of nerfstudio,
     instant-ngp or Blender. Photos that cannot be used are left out and listed with the reason. A geo.json in DATA
-    names the coordinate reference system.
+    names the coordinate reference system. Tells what the photos see of each region; exit code 3 if one is lost.
 
     \b
     Examples:
@@ -66,10 +74,18 @@ def build(
     from infnerf_tiles.pipelines import build as pipeline
 
     settings = load_settings(config, overrides)
-    report = pipeline.build(data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite)
+    report = pipeline.build(
+        data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite,
+        coverage_map=coverage_map,
+    )  # fmt: skip
     tell_rejected(terminal, report)
     terminal.result({"scene": scene, **report.to_json()}, *_build_tables(scene, report))
-    terminal.say(f"next: infnerf-tiles train {scene}")
+    if coverage_map is not None:
+        terminal.say(f"coverage map: {coverage_map}")
+    code = tell_coverage(terminal, report)
+    if not code:
+        terminal.say(f"next: infnerf-tiles train {scene}")
+    return code
 
 
 def tell_rejected(terminal: Terminal, report: "BuildReport") -> None:
@@ -94,15 +110,39 @@ def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
         "edge of the root cube": f"{report.root_edge:.4g}",
         "finest GSD": f"{report.gsd_finest:.4g}",
     }
-    regions = [(str(r["treelet"]), int(r["photos"]), int(r["points"])) for r in report.regions]
-    # what is seen least needs a look first
-    regions.sort(key=lambda row: row[1])
     tables = [facts_table(f"scene {scene}", facts)]
-    if regions and report.points:
-        title = f"coverage of the {len(regions)} regions of the finest band"
+    coverage = report.coverage
+    # what is seen least needs a look first
+    regions = sorted(coverage.regions, key=lambda region: (region.photos, region.treelet))
+    if regions:
+        title = f"coverage of the {len(regions):,} regions of the finest band"
         title += ", least first" if len(regions) > _MAX_ROWS else ""
-        tables.append(table(title, ("region", "photos", "points"), regions[:_MAX_ROWS]))
+        rows = [
+            (r.treelet, r.photos, r.pixels, r.points, "–" if r.gsd is None else f"{r.gsd:.3g}")
+            for r in regions[:_MAX_ROWS]
+        ]
+        tables.append(table(title, ("region", "photos", "pixels", "points", "GSD reached"), rows))
     return tables
+
+
+def tell_coverage(terminal: Terminal, report: "BuildReport") -> int:
+    """What is not seen well enough; the exit code, which is not 0 if a region is lost."""
+    coverage = report.coverage
+    for names, what in (
+        ([region.treelet for region in coverage.weak], "regions are seen by fewer than 3 photos"),
+        (coverage.blind_photos, "training photos see no region"),
+    ):
+        if names:
+            more = ", ..." if len(names) > _MAX_NAMED else ""
+            terminal.say(f"warning: {len(names):,} {what}: {', '.join(names[:_MAX_NAMED])}{more}")
+    if coverage.lost:
+        first = ", ".join(region.treelet for region in coverage.lost[:_MAX_NAMED])
+        terminal.error(
+            f"{len(coverage.lost):,} regions are seen by no training photo and cannot be trained: {first}; add photos "
+            "of them, or leave them out with --bounds"
+        )
+        return DATA_ERROR
+    return 0
 
 
 @scene_argument

@@ -19,7 +19,7 @@ DRAWING = {"--lod-bias", "--memory-budget", "--threads"}
 PLACE = {"--workers", "--scheduler", "--request", "--threads"}
 OPTIONS = {
     "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
-    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite"} | SETTINGS,
+    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--coverage-map"} | SETTINGS,
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | PLACE | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}

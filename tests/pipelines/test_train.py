@@ -105,6 +105,8 @@ def test_everything_is_trained_and_sound(done: tuple[str, TrainSummary]) -> None
     assert summary.skipped == 0
     assert summary.treelets == len(states(scene))
     assert summary.rays > 0
+    # the photos have one pyramid level, which both bands need; deeper pyramids are shared out among bands
+    assert 0.5 * summary.photo_pixels < summary.treelet_pixels <= 2 * 1.2 * summary.photo_pixels
     assert summary.peak_bytes > 0
     json.dumps(summary.to_json(), allow_nan=False)
     with SceneStore.open(scene) as store:

@@ -191,7 +191,7 @@ def test_chunks_of_photos_keep_to_their_size(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pixel_tasks, "CHUNK_BYTES", 3 * 4 * PATCH_BYTES)  # a photo of 32 x 32 pixels has four patches
     assert [len(run) for run in chunk_photos(cameras, range(10))] == [3, 3, 3, 1]
     monkeypatch.setattr(pixel_tasks, "CHUNK_BYTES", 1)
-    assert [run for run in chunk_photos(cameras, [2, 5])] == [(2,), (5,)]
+    assert chunk_photos(cameras, [2, 5]) == [(2,), (5,)]
     assert chunk_photos(cameras, []) == []
 
 
