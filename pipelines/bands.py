@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from infnerf_tiles.pipelines.allowance import capacities, forget_capacities
 from infnerf_tiles.pipelines.cluster import Executor, Outcome
 
 from infnerf_tiles.arrays import Int64
@@ -16,7 +17,7 @@ from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.pixel_store import PATCH_BYTES, drop_assignments, drop_pixels
 from infnerf_tiles.training.pixel_tasks import PixelTask, assign_photos, chunk_photos, cut_photos
-from infnerf_tiles.training.tasks import TrainReport, TrainTask, run_treelet, treelet_capacity
+from infnerf_tiles.training.tasks import TrainReport, TrainTask, run_treelet
 from infnerf_tiles.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class BandTraining:
         self._todo: Int64 = np.sort(index.root_keys[todo])
         # of all treelets of the band, whatever is trained already: what one gets depends on what the others get
         self._roots: Int64 = np.sort(index.root_keys[index.bands == band])
-        self._row_of = dict(zip(index.root_keys[todo].tolist(), todo.tolist(), strict=True))
+        self._capacity = capacities(context.store, index, band)
         self._executor, self._stop, self._commit = executor, stop, commit
         self._scratch, self._tally = scratch, tally
         self._chunks = chunk_photos(context.photos.cameras, context.training_photos)
@@ -130,6 +131,7 @@ class BandTraining:
             self._take(self._executor.next())
         if not self._stopped:
             drop_assignments(self._context.store, self._band)
+            forget_capacities(self._context.store, self._band)
         return not self._stopped
 
     def _assign(self, *, everything: bool) -> None:
@@ -205,8 +207,7 @@ class BandTraining:
 
     def _train_task(self, key: int) -> TrainTask:
         store = self._context.store
-        nodes = int((self._index.treelets == self._row_of[key]).sum())
-        slots = store.allocate(treelet_capacity(nodes))
+        slots = store.allocate(self._capacity[key])
         return replace(
             self._task, treelet=str(NodeId.from_key(key)), slots=(slots.start, slots.stop),
             base_slot=store.allocate_treelets(1).start,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
 from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
 from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
@@ -112,6 +113,7 @@ def train(
         check_same(context, accept_changes)
         if redo is not None:
             plan_redo(store, redo)
+            forget_capacities(store)
         index = store.read_index()
         seeded = store.has_small("decoder")
         summary.skipped = int((index.treelet_states == TreeletState.TRAINED).sum())
@@ -165,7 +167,7 @@ def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: 
     if take_up_seed_result(store):
         _log.info("seed stage: done before the last stop, taken up")
         return
-    capacity = seed_capacity(store.read_index(), store.header.band_levels, task.settings)
+    capacity = seed_capacity(store.read_index(), store.header.band_levels, task.settings, node_limit(store))
     nodes, bases = store.allocate(capacity), store.allocate_treelets(capacity + 1)
     job = replace(
         task,

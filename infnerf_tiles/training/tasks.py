@@ -110,16 +110,21 @@ def open_context(task: TrainTask, store: SceneStore) -> Context:
     return Context(store, scene_photos(store, task.settings, Path(task.dataset), images), task.settings)
 
 
-def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Settings) -> int:
-    """Node slots that the seed stage may need; it needs one base slot more than that."""
+def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Settings, node_limit: int) -> int:
+    """Node slots that the seed stage may use; it needs one base slot more than that.
+
+    node_limit: most nodes that the scene may have; the sampled regions get their share of what is left for growth.
+    """
     most = settings.training.seed_nodes
     count = len(seed_nodes(index.keys, band_levels, most, settings.training.seed))
-    return count + max(GROWTH_ROOM, most - count, count // 4)
+    room = max(node_limit - index.num_nodes, 0) * count // max(index.num_nodes, 1)
+    return count + min(room, max(GROWTH_ROOM, most - count, count // 4))
 
 
-def treelet_capacity(nodes: int) -> int:
-    """Node slots of a treelet that starts with that many nodes: room to grow."""
-    return nodes + max(GROWTH_ROOM, nodes // 4)
+def treelet_capacity(nodes: int, room: int | None = None) -> int:
+    """Most node slots of a treelet that starts with that many nodes; at most `room` of them to grow into."""
+    most = max(GROWTH_ROOM, nodes // 4)
+    return nodes + (most if room is None else min(most, room))
 
 
 def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainReport:
@@ -173,7 +178,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         bands = header.band_levels
         bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
         keys = index.keys[index.treelets == row]
-        capacity = min(treelet_capacity(len(keys)), task.slots[1] - task.slots[0])
+        capacity = task.slots[1] - task.slots[0]
         state = TrainingState(context.shape, top, keys, capacity, read_surroundings(context, index, top, band))
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
@@ -194,6 +199,8 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         try:
             _run(context, trainer, str(top), progress)
             trained = finish(trainer, s.training.occupancy_threshold, _held(index, row))
+            # what it asks for below itself counts as its growth
+            wanted = trained.want_children[: max(capacity - len(trained.keys), 0)]
         except NonFiniteError as error:
             seconds = time.monotonic() - started
             write_record(store, replace(record, message=str(error), seconds=seconds, steps=trainer.step))
@@ -208,7 +215,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
             replace(
                 record, status=TreeletState.TRAINED, seconds=report.seconds, peak_bytes=report.peak_bytes,
                 steps=report.steps, psnr=report.psnr, keys=trained.keys, slots=slots, lambda_max=trained.lambda_max,
-                want_children=trained.want_children, base_slot=task.base_slot,
+                want_children=wanted, base_slot=task.base_slot,
                 facts={"rays": report.rays, "samples": report.samples, "pixels": pixels.num_pixels},
             ),
         )  # fmt: skip

@@ -452,3 +452,23 @@ def test_two_threads_give_the_same_bits_as_one(seeded: str, expected: dict[str, 
     scene = copy_scene(seeded, tmp_path / "scene.zarr")
     train(scene, threads=2)
     assert differences(learned(scene), expected) == []
+
+
+def test_growth_keeps_to_what_was_planned(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much the samples ask for."""
+    monkeypatch.setattr("infnerf_tiles.training.growth.MIN_WEIGHT", 0.0)
+    scene = build_scene(city, tmp_path / "scene.zarr", tiny(*FREE, "octree.growth=0.5"))
+    with SceneStore.open(scene) as store:
+        planned = store.read_index().num_nodes
+    summary = train(scene, threads=1)
+    assert summary.failed == ()
+    with SceneStore.open(scene) as store:
+        nodes = store.read_index().num_nodes
+    assert nodes <= int(np.ceil(1.5 * planned))
+    free = build_scene(city, tmp_path / "free.zarr", tiny(*FREE))
+    train(free, threads=1)
+    with SceneStore.open(free) as store:
+        assert store.read_index().num_nodes > np.ceil(1.5 * planned)
+
+
+FREE = ("training.passes=0.6", "octree.treelet_height=1", "octree.max_level=3", "octree.growth=16.0")
