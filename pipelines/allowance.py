@@ -11,6 +11,9 @@ from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.inputs import scene_inputs, scene_settings
 from infnerf_tiles.training.tasks import treelet_capacity
 
+MIN_ROOM = 8
+"""Nodes that a treelet may grow by however few it has, as long as the scene's limit allows."""
+
 
 def node_limit(store: SceneStore) -> int:
     """Most nodes that the scene may have, growth included."""
@@ -36,10 +39,13 @@ def capacities(store: SceneStore, index: SceneIndex, band: int) -> Mapping[int, 
     nodes = np.bincount(index.treelets, minlength=index.num_treelets)
     left = max(node_limit(store) - index.num_nodes, 0)
     below = int(nodes[index.bands >= band].sum())
-    made = {
-        int(key): treelet_capacity(int(n), left * int(n) // max(below, 1))
-        for key, n in zip(keys.tolist(), nodes[rows].tolist(), strict=True)
-    }
+    made = {}
+    rest = left
+    for key, n in sorted(zip(keys.tolist(), nodes[rows].tolist(), strict=True)):
+        # a share of less than a few would keep the coarse bands, which have few nodes, from growing at all
+        room = min(rest, max(MIN_ROOM, left * n // max(below, 1)))
+        made[key] = treelet_capacity(n, room)
+        rest -= made[key] - n
     arrays = {"keys": np.fromiter(made, np.int64, len(made)), "capacity": np.array(list(made.values()), np.int64)}
     write_bundle(store.data, path, arrays, {})
     return made

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from infnerf_tiles.pipelines.calibrate import calibrate
 from infnerf_tiles.pipelines.coverage import Coverage, cover, write_map
 from infnerf_tiles.pipelines.partition import partition
+from infnerf_tiles.pipelines.plan import Budgets, fit
 
 from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.errors import StoreError
@@ -61,14 +63,18 @@ def build(
     bounds: tuple[float, ...] | None = None,
     overwrite: bool = False,
     coverage_map: Path | None = None,
+    budgets: Budgets | None = None,
 ) -> BuildReport:
     """Partition a data set and write an untrained scene.
 
     bounds: (x, y, z, X, Y, Z) of what the root cube has to hold, world units. Errors: DatasetError, CameraError,
-    SettingsError, BudgetError (more nodes than octree.max_nodes), StoreError (there is a scene already).
+    SettingsError, BudgetError (more nodes than octree.max_nodes, or nothing fits the budgets), StoreError (there is a
+    scene already). budgets: lower the treelets until their training fits.
     """
     photos = read_dataset(data, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
     found = partition(photos, settings, bounds)
+    if budgets is not None and budgets != Budgets():
+        found, _ = fit(found, calibrate(settings), budgets)
     shape = found.shape
     georeference = None
     if photos.georeference is not None:

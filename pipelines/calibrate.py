@@ -148,7 +148,8 @@ def _trainer(settings: Settings, capacity: int, frozen: int) -> Trainer:
     )  # fmt: skip
     return Trainer(
         frame=Frame(
-            root=_ROOT, march=MarchSettings(near=0.5, step=settings.training.step_size, gsd_root=gsd_root, lod_bias=0.0),
+            root=_ROOT,
+            march=MarchSettings(near=0.5, step=settings.training.step_size, gsd_root=gsd_root, lod_bias=0.0),
             max_own_level=top.level + 3, can_go_below=False,
         ),
         state=state, shared=shared, pixels=pixels, cameras=cameras, settings=settings.training, total_rays=1 << 30,

@@ -20,6 +20,8 @@ from infnerf_tiles.geometry.footprint import gsd
 from infnerf_tiles.geometry.node_id import RootCube, child_keys, decode_keys
 from infnerf_tiles.geometry.octree import Octree, Treelet, band_root_levels, cut, grow_from_points
 from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.training.inputs import scene_inputs
 
 MAX_POINT_ERROR = 3.0
 """Points with a larger reprojection error, in pixels of the stored photos, are no evidence."""
@@ -116,6 +118,24 @@ def partition(photos: PosedPhotos, settings: Settings, bounds: tuple[float, ...]
     return Partition(
         photos=photos, settings=settings, evidence=evidence, inside=inside, root=root, gsd_root=gsd_root,
         max_level=max_level, octree=octree, bands=bands, treelets=cut(octree, bands), node_limit=limit,
+    )  # fmt: skip
+
+
+def scene_partition(store: SceneStore, photos: PosedPhotos, settings: Settings) -> Partition:
+    """The partition of a scene as it is now, growth included."""
+    index, header = store.read_index(), store.header
+    evidence = _evidence(photos)
+    inside: Bool = np.ones(0, np.bool_)
+    if photos.points is not None:
+        unit = header.root.to_unit(photos.points.xyz)
+        inside = np.asarray(((unit >= 0) & (unit < 1)).all(axis=1))
+    octree = Octree.from_keys(index.keys)
+    limit = scene_inputs(header).node_limit
+    return Partition(
+        photos=photos, settings=settings, evidence=evidence, inside=inside, root=header.root,
+        gsd_root=float(gsd(header.root.edge, header.cells, 0)), max_level=header.max_level, octree=octree,
+        bands=header.band_levels, treelets=cut(octree, header.band_levels),
+        node_limit=max(octree.num_nodes, settings.octree.max_nodes if limit is None else limit),
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
 from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
 from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
+from infnerf_tiles.pipelines.partition import scene_partition
+from infnerf_tiles.pipelines.plan import Budgets, train_needs
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import DamagedStoreError
@@ -80,7 +82,7 @@ def train(
     accept_changes: bool = False,
     threads: int | None = None,
     place: Workplace | None = None,
-    scratch: int | None = None,
+    budgets: Budgets | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = _log.info,
@@ -90,14 +92,15 @@ def train(
     data, images: where the photos are now, if not where they were at build. settings: other training settings than the
     scene's (None keeps them). redo: root of a treelet to train again, with what hangs below it. accept_changes: go on
     although settings or photos differ from those of the trained treelets. place: where to run (default: this process,
-    with `threads` processor threads). scratch: bytes of disk for pixels in waiting (default: half of what is free).
-    stop: asked before each treelet; those in hand are finished. say: told where the work can be watched.
+    with `threads` processor threads). budgets: of each process's memory and of the disk for pixels in waiting (default:
+    no limit, and half of what is free). stop: asked before each treelet; those in hand are finished. say: told where
+    the work can be watched.
 
     A treelet that fails with NaN, or whose worker dies again and again, is left out; the others go on.
     """
     started = time.monotonic()
     place = place or Workplace(threads=threads)
-    summary = Tally()
+    summary, budgets = Tally(), budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         inputs = scene_inputs(store.header)
         task = TrainTask(
@@ -118,13 +121,16 @@ def train(
         seeded = store.has_small("decoder")
         summary.skipped = int((index.treelet_states == TreeletState.TRAINED).sum())
         if not seeded or (index.treelet_states != TreeletState.TRAINED).any():
+            if budgets != Budgets():
+                found = scene_partition(store, photos, task.settings)
+                task = replace(task, pixel_bytes=train_needs(found, budgets, place.threads_per_task).pixel_bytes)
             with open_executor(place, progress) as executor:
                 if executor.dashboard:
                     say(f"dashboard: {executor.dashboard}")
                 if not seeded:
                     _seed_stage(store, task, place, executor, summary)
                 drop_all_pixels(store)  # an interrupted training's
-                room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, scratch)
+                room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, budgets.scratch)
                 try:
                     for band in range(len(store.header.band_levels)):
                         if stop() or not _train_band(context, task, band, executor, stop, room, summary):

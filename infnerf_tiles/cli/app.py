@@ -45,6 +45,7 @@ class _Lazy(click.Group):
 
 _COMMANDS = {
     "demo": "demo",
+    "plan": "planning",
     "build": "training",
     "train": "training",
     "eval": "pictures",
@@ -63,6 +64,7 @@ def main() -> None:
     \b
     Examples:
       infnerf-tiles demo                         everything on a small synthetic city
+      infnerf-tiles plan PHOTOS                  what it would take
       infnerf-tiles build PHOTOS city.zarr       your own photos: COLMAP or transforms.json
       infnerf-tiles train city.zarr
       infnerf-tiles render city.zarr -o city.mp4

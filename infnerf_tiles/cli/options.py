@@ -90,6 +90,17 @@ def requests_of(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -
     return found
 
 
+def budget_options(function: _F) -> _F:
+    """--ram, --vram and --scratch."""
+    for name, help_text in (
+        ("--scratch", "Most disk for pixels of treelets in waiting, such as 200GiB; default: half of what is free."),
+        ("--vram", "Most memory of one CUDA device, such as 10GiB."),
+        ("--ram", "Most memory of one process, such as 4GiB; what cannot fit is refused with the nearest that would."),
+    ):
+        function = click.option(name, metavar="BYTES", callback=bytes_of, help=help_text)(function)
+    return function
+
+
 def place_options(function: _F) -> _F:
     """--workers, --scheduler, --request and --threads."""
     for option in (

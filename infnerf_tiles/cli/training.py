@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import DATA_ERROR, INTERRUPTED, command
 from infnerf_tiles.cli.changes import changed_settings
-from infnerf_tiles.cli.options import bounds_of, place_options, scene_argument, settings_options
+from infnerf_tiles.cli.options import bounds_of, budget_options, place_options, scene_argument, settings_options
 from infnerf_tiles.cli.progress import TrainingDisplay
 from infnerf_tiles.cli.stopping import StopRequest
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
@@ -45,6 +45,7 @@ _RESUMES = "what is trained is kept, and the same command goes on from there"
     metavar="FILE.png",
     help="Draw the regions from above, coloured by the number of photos that see them, with the cameras.",
 )
+@budget_options
 @settings_options
 def build(
     terminal: Terminal,
@@ -55,6 +56,9 @@ def build(
     bounds: tuple[float, ...] | None,
     overwrite: bool,
     coverage_map: Path | None,
+    ram: int | None,
+    vram: int | None,
+    scratch: int | None,
     config: str | None,
     overrides: tuple[str, ...],
 ) -> int:
@@ -72,11 +76,12 @@ def build(
       infnerf-tiles build --list-settings
     """
     from infnerf_tiles.pipelines import build as pipeline
+    from infnerf_tiles.pipelines.plan import Budgets
 
     settings = load_settings(config, overrides)
     report = pipeline.build(
         data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite,
-        coverage_map=coverage_map,
+        coverage_map=coverage_map, budgets=Budgets(ram=ram, vram=vram, scratch=scratch),
     )  # fmt: skip
     tell_rejected(terminal, report)
     terminal.result({"scene": scene, **report.to_json()}, *_build_tables(scene, report))
@@ -165,6 +170,7 @@ def tell_coverage(terminal: Terminal, report: "BuildReport") -> int:
     is_flag=True,
     help="Go on although settings or photos are not those that the trained treelets were made with.",
 )
+@budget_options
 @place_options
 @settings_options
 def train(
@@ -174,6 +180,9 @@ def train(
     images: Path | None,
     redo: str | None,
     accept_changes: bool,
+    ram: int | None,
+    vram: int | None,
+    scratch: int | None,
     workers: int | None,
     scheduler: str | None,
     requests: dict[str, float],
@@ -198,6 +207,7 @@ def train(
     """
     from infnerf_tiles.pipelines import train as pipeline
     from infnerf_tiles.pipelines.cluster import Workplace, default_workers
+    from infnerf_tiles.pipelines.plan import Budgets
 
     settings = changed_settings("train", scene, "training", config, overrides)
     place = Workplace(
@@ -215,6 +225,7 @@ def train(
             redo=redo,
             accept_changes=accept_changes,
             place=place,
+            budgets=Budgets(ram=ram, vram=vram, scratch=scratch),
             progress=display.update,
             stop=stop,
             say=terminal.say,
@@ -244,6 +255,7 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
         "nodes in all": summary.nodes,
         "rays": summary.rays,
         "samples": summary.samples,
+        "pixels given to treelets": f"{summary.treelet_pixels:,}, {_ratio(summary)} of the photos' own",
         "seconds": f"{summary.seconds:.1f}",
     }
     tables = [facts_table("training", facts)]
@@ -254,6 +266,10 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
         rows = [(r.treelet, r.nodes, r.steps, decibel(r.psnr), f"{r.seconds:.1f}") for r in worst]
         tables.append(table(title, ("treelet", "nodes", "steps", "PSNR (training)", "seconds"), rows))
     return tables
+
+
+def _ratio(summary: "TrainSummary") -> str:
+    return f"{summary.treelet_pixels / max(summary.photo_pixels, 1):.2f} times"
 
 
 build_command = command("build", "Partition posed photos into an octree; write an untrained scene.")(build)

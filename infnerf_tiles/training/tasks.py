@@ -117,8 +117,13 @@ def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Set
     """
     most = settings.training.seed_nodes
     count = len(seed_nodes(index.keys, band_levels, most, settings.training.seed))
-    room = max(node_limit - index.num_nodes, 0) * count // max(index.num_nodes, 1)
-    return count + min(room, max(GROWTH_ROOM, most - count, count // 4))
+    return count + seed_room(count, index.num_nodes, node_limit, most)
+
+
+def seed_room(count: int, nodes: int, node_limit: int, most: int) -> int:
+    """Nodes that the seed stage may grow, which samples `count` of `nodes` nodes and aims at `most`."""
+    room = max(node_limit - nodes, 0) * count // max(nodes, 1)
+    return min(room, max(GROWTH_ROOM, most - count, count // 4))
 
 
 def treelet_capacity(nodes: int, room: int | None = None) -> int:

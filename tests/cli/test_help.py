@@ -17,10 +17,12 @@ EVERYWHERE = {"-h", "--help", "--json", "--log-file", "--quiet", "-q", "--verbos
 SETTINGS = {"--config", "--set", "--list-settings"}
 DRAWING = {"--lod-bias", "--memory-budget", "--threads"}
 PLACE = {"--workers", "--scheduler", "--request", "--threads"}
+BUDGETS = {"--ram", "--vram", "--scratch"}
 OPTIONS = {
+    "plan": {"DATA", "--images", "--bounds", "--no-photos", "--threads"} | BUDGETS | SETTINGS,
     "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
-    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--coverage-map"} | SETTINGS,
-    "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | PLACE | SETTINGS,
+    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--coverage-map"} | BUDGETS | SETTINGS,
+    "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | BUDGETS | PLACE | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
     | {"--depth", "--alpha", "--levels"}
