@@ -29,6 +29,9 @@ MIN_PIXEL_BYTES = 32 << 20
 _ROW_SHARE = 0.97
 """Stored bytes of a row of features over its bytes in memory: what compression always saves of float16 values."""
 _SAMPLES_PER_RAY = 14.0
+_CELLS_AT_ONCE = 1 << 17
+_SLACK = 1.07
+"""What an allocator loses between blocks."""
 _SMALL_BYTES = 160_000
 _GENERATION_BYTES, _GENERATION_FILES, _GENERATIONS = 40_000, 13, 3
 _JOURNAL_BYTES, _JOURNAL_FILES = 12_000, 3
@@ -173,7 +176,12 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     frozen = around * measured.frozen_bytes + trees * measured.tree_bytes
     # rows pass through float16 lists on the way in, and through float32 and float16 copies on the way out
     passing = max(around * row, int(1.5 * capacity * row))
-    own = measured.base_bytes + data + frozen + capacity * measured.slot_bytes + passing
+    # densities of all cells are looked at in blocks
+    cells = min(found.node_limit * shape.occupancy_cells**3, _CELLS_AT_ONCE)
+    f = settings.field
+    looking = cells * 4 * (shape.features + 2 * f.hidden + f.geometry_features + 16)
+    own = measured.base_bytes + looking + data + frozen + capacity * measured.slot_bytes + passing
+    own = int(own * _SLACK)
     pixels = int(largest_pixels(found) / PATCH**2 * RESIDENT_PATCH_BYTES * 1.1) + CHUNK_BYTES
     limit = None
     if budgets.ram is not None:
@@ -184,9 +192,10 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     patches = min(MAX_PATCHES, math.ceil(found.pyramid_pixels / PATCH**2 * 1.3) + 1)
     listed = 3 * 16 * math.ceil(found.pyramid_pixels / PATCH**2 * 1.3)
     seed_bytes = (
-        measured.base_bytes + data + int(seed * (measured.slot_bytes + 1.5 * row)) + measured.tree_bytes
+        measured.base_bytes + looking + data + int(seed * (measured.slot_bytes + 1.5 * row)) + measured.tree_bytes
         + patches * RESIDENT_PATCH_BYTES + listed + photo
     )  # fmt: skip
+    seed_bytes = int(seed_bytes * _SLACK)
     cutting = measured.base_bytes + data + frozen + around * row + 3 * CHUNK_BYTES + photo
     host = {"training a treelet": own + pixels, "seed stage": seed_bytes, "cutting photos": cutting}
     device = {}
