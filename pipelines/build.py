@@ -107,7 +107,7 @@ def build(
     )
     _make_room(scene, overwrite)
     with SceneStore.create(scene, header) as store:
-        store.write_cameras(photos.cameras, photos.names, photos.is_test)
+        store.write_cameras(photos.cameras, photos.names, photos.is_test, photos.file_bytes())
         store.commit(SceneIndex.planned(found.treelets))
     coverage = cover(found)
     if coverage_map is not None:

@@ -1,5 +1,7 @@
 """What has to hold before a scene is trained on: the same photos, and the same settings as before."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from infnerf_tiles.errors import DatasetError, SettingsError
@@ -10,13 +12,17 @@ from infnerf_tiles.store.index import TreeletState, plan_again
 from infnerf_tiles.store.journal import drop_record, read_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.context import Context
-from infnerf_tiles.training.inputs import scene_settings
+from infnerf_tiles.training.inputs import Inputs, scene_inputs, scene_settings, stored_settings
 from infnerf_tiles.training.tasks import inputs_fingerprint, settings_fingerprint
 
 
-def check_photos(context: Context) -> None:
-    """DatasetError unless the photos are those that the scene was built with: its cameras are stored photo by photo."""
-    built, now = context.store.read_cameras()[1], context.photos.names
+def check_photos(context: Context, accept_changes: bool) -> None:
+    """DatasetError unless the photos are those that the scene was built with: its cameras are stored photo by photo.
+
+    A photo whose file has another size than then was changed; that alone can be accepted.
+    """
+    stored, now = context.store.read_cameras(), context.photos.names
+    built = stored.names
     reasons = {r.name: r.reason for r in context.photos.rejected}
     if gone := sorted(set(built) - set(now)):
         shown = "; ".join(f"{name} ({reasons.get(name, 'it is not listed any more')})" for name in gone[:3])
@@ -29,15 +35,32 @@ def check_photos(context: Context) -> None:
             f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, got "
             f"{len(new)} more: {', '.join(new[:3])}; take them away, or build again"
         )
+    then, sizes = context.store.read_file_bytes(), context.photos.file_bytes()
+    if then is None or now != built:
+        return
+    if len(changed := np.flatnonzero(then != sizes)):
+        if accept_changes:
+            context.store.write_cameras(stored.cameras, stored.names, stored.is_test, sizes)
+            return
+        shown = "; ".join(
+            f"{now[i]} ({int(then[i]):,} bytes then, {int(sizes[i]):,} now)" for i in changed[:3].tolist()
+        )
+        raise DatasetError(
+            f"{context.photos.root}: expected the photos as they were when the scene was built, {len(changed)} have "
+            f"changed: {shown}; put them back, or go on with --accept-changes"
+        )
 
 
 def check_same(context: Context, accept_changes: bool) -> None:
-    """SettingsError if a trained treelet was made with other settings or photos, unless that is accepted."""
-    if accept_changes:
-        return
+    """SettingsError if a trained treelet was made with other settings or photos, unless that is accepted.
+
+    What is accepted is written into the scene: the new settings are its own from then on.
+    """
     index = context.store.read_index()
     now = (settings_fingerprint(context.settings), inputs_fingerprint(context))
     changes = _changed_settings(scene_settings(context.store.header), context.settings)
+    inputs = scene_inputs(context.store.header)
+    accepted = set(inputs.accepted)
     for key in index.root_keys[index.treelet_states == TreeletState.TRAINED].tolist():
         record = read_record(context.store, str(NodeId.from_key(key)))
         if record is None:
@@ -48,13 +71,24 @@ def check_same(context: Context, accept_changes: bool) -> None:
                 (f"the settings{changes}", record.settings_fingerprint, now[0]),
                 ("the photos or their poses", record.inputs_fingerprint, now[1]),
             )
-            if then != current
+            if then != current and f"{then}:{current}" not in accepted
         ]
-        if what:
+        if accept_changes:
+            former = (record.settings_fingerprint, record.inputs_fingerprint)
+            accepted |= {f"{then}:{current}" for then, current in zip(former, now, strict=True) if then != current}
+        elif what:
             raise SettingsError(
                 f"treelet {record.treelet}: {' and '.join(what)} changed since it was trained; go on with "
                 "--accept-changes, or put them back"
             )
+    if accept_changes:
+        _accept(context, inputs, accepted)
+
+
+def _accept(context: Context, inputs: Inputs, accepted: set[str]) -> None:
+    document = stored_settings(context.settings, replace(inputs, accepted=tuple(sorted(accepted))))
+    if document != context.store.header.settings:
+        context.store.change_settings(document)
 
 
 def _changed_settings(stored: Settings, now: Settings) -> str:

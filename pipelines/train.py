@@ -112,7 +112,7 @@ def train(
         )
         photos = scene_dataset(task.settings, Path(task.dataset), None if task.images is None else Path(task.images))
         context = Context(store, photos, task.settings)
-        check_photos(context)
+        check_photos(context, accept_changes)
         check_same(context, accept_changes)
         if redo is not None:
             plan_redo(store, redo)

@@ -1,5 +1,6 @@
 """Reading a data set: which photos can be used, their cameras, their split, and why the others cannot be used."""
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -62,6 +63,14 @@ class PosedPhotos:
     def num_photos(self) -> int:
         """Number of photos n."""
         return len(self.names)
+
+    def file_bytes(self) -> Int64:
+        """int64[n]: sizes of the photos' files, -1 for one that is not there."""
+        sizes: Int64 = np.full(self.num_photos, -1, np.int64)
+        for i, path in enumerate(self.paths):
+            with contextlib.suppress(OSError):
+                sizes[i] = path.stat().st_size
+        return sizes
 
     def select(self, rows: Int64, is_test: Bool) -> "PosedPhotos":
         """The photos of int64[k] `rows`, in that order, with another split (bool[k])."""

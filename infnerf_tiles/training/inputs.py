@@ -21,11 +21,13 @@ class Inputs:
     images: str | None = None
     node_limit: int | None = None
     """Most nodes that the scene may have, growth included; None: octree.max_nodes."""
+    accepted: tuple[str, ...] = ()
+    """"then:now", fingerprints of settings and photos between which --accept-changes saw no need to train again."""
 
 
 def stored_settings(settings: Settings, inputs: Inputs) -> Mapping[str, Any]:
     """The value of `SceneHeader.settings`."""
-    return {**settings.model_dump(mode="json"), _INPUTS: asdict(inputs)}
+    return {**settings.model_dump(mode="json"), _INPUTS: {**asdict(inputs), "accepted": list(inputs.accepted)}}
 
 
 def scene_settings(header: SceneHeader) -> Settings:
@@ -45,6 +47,7 @@ def scene_inputs(header: SceneHeader) -> Inputs:
         dataset=str(stored["dataset"]),
         images=None if images is None else str(images),
         node_limit=limit if isinstance(limit, int) else None,
+        accepted=tuple(str(text) for text in stored.get("accepted") or ()),
     )
 
 
