@@ -1,5 +1,6 @@
 """Coverage: what the photos see of each region, and what they do not."""
 
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ MIN_PHOTOS = 3
 """Photos without which nothing can be learned of a region's depth."""
 MAP_PIXELS = 768
 _SAMPLED_CORNERS = 5  # per axis of a region's cube
+_NEAREST = 64
 _BLOCK = 1 << 21
 
 
@@ -23,8 +25,9 @@ _BLOCK = 1 << 21
 class Region:
     """One treelet of the finest band, or a coarser one that nothing hangs below.
 
-    photos: training photos that see it. pixels: of those photos, at level 0, that show it (estimated from its points,
-    or from its cube where it has none). gsd: finest footprint reached there, world units, None where nothing is known.
+    photos: training photos that see it, by its points' tracks, or by its cube where it has no points. pixels: of those
+    photos, at level 0, that show it (estimated). gsd: finest footprint reached there, world units, None where nothing
+    is known.
     """
 
     treelet: str
@@ -117,6 +120,10 @@ def cover(found: Partition) -> Coverage:
         )
         for k, key in enumerate(keys.tolist())
     )
+    bare = np.flatnonzero(num_points == 0)  # around what the points show, where growth reaches by a margin
+    if len(bare):
+        near = _seen_cubes(found, keys[bare])
+        regions = tuple(near.get(region.treelet, region) for region in regions)
     blind = np.flatnonzero(training & (per_photo == 0))
     return Coverage(
         regions=regions, blind_photos=tuple(photos.names[i] for i in blind.tolist()), points_outside=outside
@@ -179,6 +186,47 @@ def _cover_by_cubes(found: Partition, keys: Int64, outside: int) -> Coverage:
         for k, key in enumerate(keys.tolist())
     )
     return Coverage(regions=regions, blind_photos=tuple(blind), points_outside=outside)
+
+
+def _seen_cubes(found: Partition, keys: Int64) -> dict[str, Region]:
+    """Regions without points, by treelet: a photo among the nearest sees one if its cube's middle or a corner of its
+    inner half is in the image."""
+    photos, cameras = found.photos, found.photos.cameras
+    levels, cells = decode_keys(keys)
+    edge = found.root.edge / np.exp2(levels)
+    steps = np.array([[0.5, 0.5, 0.5], *np.stack(np.meshgrid(*[[0.25, 0.75]] * 3), axis=-1).reshape(-1, 3)])
+    places = np.array(found.root.origin) + (cells[:, None] + steps) * edge[:, None, None]
+    training = np.flatnonzero(~photos.is_test)
+    count = min(len(training), _NEAREST)
+    nearest: Int64 = np.empty((len(keys), count), np.int64)
+    for k in range(len(keys)):
+        away = np.linalg.norm(cameras.centres[training] - places[k, 0], axis=1)
+        nearest[k] = training[np.argpartition(away, count - 1)[:count]]
+    num_photos, pixels = np.zeros(len(keys), np.int64), np.zeros(len(keys))
+    best = np.full(len(keys), np.inf)
+    order = np.argsort(nearest, axis=None, kind="stable")
+    photo_of, region_of = nearest.ravel()[order], order // count
+    bounds = np.flatnonzero(np.diff(photo_of, prepend=-1, append=-1))
+    for first, last in itertools.pairwise(bounds.tolist()):
+        photo, rows = int(photo_of[first]), region_of[first:last]
+        _, distance, visible = cameras.project(photo, places[rows].reshape(-1, 3))
+        visible, distance = visible.reshape(len(rows), -1), distance.reshape(len(rows), -1)
+        num_photos[rows] += visible.any(axis=1)
+        width = np.where(visible, distance / cameras.focals[photo], np.inf).min(axis=1)
+        camera = cameras.camera(photo)
+        pixels[rows] += np.minimum((edge[rows] / width) ** 2 * visible.mean(axis=1), camera.width * camera.height)
+        best[rows] = np.minimum(best[rows], width)
+    made = (
+        Region(
+            treelet=str(NodeId.from_key(int(key))),
+            points=0,
+            photos=int(num_photos[k]),
+            pixels=int(pixels[k]),
+            gsd=float(best[k]) if np.isfinite(best[k]) else None,
+        )
+        for k, key in enumerate(keys.tolist())
+    )
+    return {region.treelet: region for region in made}
 
 
 def draw_map(found: Partition, coverage: Coverage) -> UInt8:

@@ -21,7 +21,7 @@ def test_ctrl_c(
     cli_json: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     scene = tmp_path / "scene"
-    settings = tiny("octree.treelet_height=2", "training.passes=0.1")
+    settings = tiny("octree.treelet_height=2", "training.passes=2.0")
     assert cli("build", city.root, scene, *settings).exit_code == 0
     tell = TrainingDisplay.update
     left = times
