@@ -7,7 +7,7 @@ TINY = [
     "field.table_log2=8",
     "field.features=4",
     "field.hidden=16",
-    "training.passes=1.0",
+    "training.passes=0.5",
     "training.samples_per_step=8192",
     "training.samples_per_ray=24",
 ]
