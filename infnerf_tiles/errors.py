@@ -11,6 +11,7 @@ InfnerfError                     exit code 1
 ├── StoreError (RuntimeError)             5  the scene cannot be used as it is
 │   ├── SceneNotFoundError (FileNotFoundError)
 │   ├── StoreFormatError                     made by another format version
+│   ├── UnreachableError (ConnectionError)   the server does not answer, or refuses
 │   ├── DamagedStoreError                    something other than a node is damaged
 │   └── DamagedNodeError                     one node, base or occupancy row is damaged
 └── TrainingError (RuntimeError)          1  training cannot go on
@@ -72,6 +73,10 @@ class SceneNotFoundError(StoreError, FileNotFoundError):
 
 class StoreFormatError(StoreError):
     """The store was made by another format version."""
+
+
+class UnreachableError(StoreError, ConnectionError):
+    """What holds the scene cannot be reached, keeps failing or refuses; nothing is said about the scene itself."""
 
 
 class DamagedStoreError(StoreError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -82,8 +82,9 @@ class FieldSettings(_Section):
     """Feature channels per grid vertex F; channel 0 also adds to the log density."""
     table_log2: int = Field(default=14, ge=6, le=22)
     """log2 of the entries in a node's feature table T."""
-    hidden: int = Field(default=64, ge=8, le=512)
-    """Width of the decoder's hidden layers, in neurons."""
+    hidden: int = Field(default=64, ge=16, le=512, multiple_of=16)
+    """Width of the decoder's hidden layers, in neurons. With other widths than multiples of 16 some matrix products give
+    a row other last bits by its place in the batch, and pictures would depend on the budget."""
     geometry_features: int = Field(default=15, ge=1, le=128)
     """Channels that the density half of the decoder hands to the colour half."""
     density_bias: float = Field(default=3.5, ge=0.0, le=15.0)
@@ -107,8 +108,8 @@ class TrainingSettings(_Section):
     """Share of the ray budget spent in the seed stage, which fixes the decoder and the appearance."""
     seed_nodes: int = Field(default=800, ge=1)
     """Most nodes that the seed stage trains together."""
-    samples_per_step: int = Field(default=16384, ge=256, le=2**26)
-    """Samples along rays that one optimiser step holds, over all its rays."""
+    samples_per_step: Literal["auto"] | Annotated[int, Field(ge=256, le=2**26)] = "auto"
+    """Samples along rays that one optimiser step holds, over all its rays; auto: 16384, on a GPU 524288."""
     samples_per_ray: int = Field(default=64, ge=4, le=4096)
     """Most samples on one ray while training; more occupied cells than that are thinned evenly."""
     lr: float = Field(default=2e-2, gt=0.0, le=1.0)
@@ -133,6 +134,8 @@ class TrainingSettings(_Section):
     """Shape of the colour loss."""
     checkpoint_seconds: float = Field(default=60.0, gt=0.0)
     """Seconds between the states kept of a treelet in training; a kill loses at most this much of it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training computes; auto takes a CUDA device where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the decoder's products; auto takes bfloat16 where the device is faster with it."""
 
@@ -140,11 +143,17 @@ class TrainingSettings(_Section):
     def _agrees(self) -> "TrainingSettings":
         if self.lr_final > self.lr:
             raise ValueError(f"lr_final ({self.lr_final:g}) should be at most lr ({self.lr:g})")
-        if self.samples_per_ray > self.samples_per_step:
+        if self.samples_per_ray > self.step_samples("cpu"):
             raise ValueError(
                 f"samples_per_ray ({self.samples_per_ray}) should be at most samples_per_step ({self.samples_per_step})"
             )
         return self
+
+    def step_samples(self, device: str) -> int:
+        """Samples of a step on a device, "cpu" or "cuda"."""
+        if self.samples_per_step == "auto":
+            return 1 << 14 if device == "cpu" else 1 << 19
+        return self.samples_per_step
 
 
 class RenderingSettings(_Section):

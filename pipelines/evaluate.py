@@ -192,7 +192,7 @@ class _Scorer:
             self.regions.add(found.treelet, usable, plain, target)
             if usable.sum() >= _MIN_FITTED:
                 affine = fit_affine(raw[usable], target[usable], RIDGE)
-                self.strips.add(found.kind, usable, _shown(affine, raw), target)
+                self.strips.add(found.strips, usable, _shown(affine, raw), target)
 
     def levels(self) -> tuple[LevelScore, ...]:
         """Means per pyramid level."""

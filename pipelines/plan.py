@@ -243,7 +243,10 @@ def describe(found: Partition, coverage: Coverage, measured: Calibration, needs:
     store_bytes, store_files = store_size(found)
     treelet_pixels = int(PIXEL_COPIES * found.photo_pixels)
     rays = training.passes * (training.seed_share * found.pyramid_pixels + (1 - training.seed_share) * treelet_pixels)
-    steps = rays * _SAMPLES_PER_RAY / training.samples_per_step + 50 * (1 + len(found.treelets))
+    samples = training.samples_per_step
+    if samples == "auto":
+        samples = 524288 if measured.device_base_bytes else 16384
+    steps = rays * _SAMPLES_PER_RAY / samples + 50 * (1 + len(found.treelets))
     if training.steps is not None:
         steps = training.steps * (1 + len(found.treelets))
     ram = max(needs.host.values())

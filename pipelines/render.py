@@ -1,7 +1,6 @@
 """render: pictures and films of a trained scene."""
 
 import difflib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float32, Float64
 from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.process import peak_memory
+from infnerf_tiles.rendering.appearance import appearance_of
 from infnerf_tiles.rendering.camera_paths import DEFAULT_FPS, CameraPath, make_path
 from infnerf_tiles.rendering.renderer import Renderer
-from infnerf_tiles.rendering.scene import Scene
-from infnerf_tiles.rendering.sequence import Extras, render_sequence
+from infnerf_tiles.rendering.scene import Scene, content_centre
+from infnerf_tiles.rendering.sequence import DepthFormat, Extras, render_sequence
 from infnerf_tiles.settings import Settings
 
+__all__ = ["RenderOptions", "RenderReport", "appearance_of", "content_centre", "render"]
 Progress = Callable[[float, int], None]
 """(frames done, with the part of the one at work; frames in all)"""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +30,7 @@ class RenderOptions:
     output: .mp4 is a film, .png one picture, anything else a folder of numbered PNGs. path: orbit, spiral, flythrough,
     interpolate, dataset, or a path file. frames: default: one for a .png, else what the path has. size: (width, height)
     in pixels, default: as the photos. fps: frames per second of a film, default: those of a path file, else 30.
+    depth_format: "colours", or "npy" or "tiff" for float32 distances, one file a frame.
     photo: draw what the camera of this photo saw, distortion included, instead of a path. depth, alpha, levels: what is
     written beside the colours, each into an output of its own ("film_depth.mp4").
     appearance: "mean" (of the photos' colour transforms), "none", or the name of a photo. lod_bias: added to the wanted
@@ -45,6 +45,7 @@ class RenderOptions:
     size: tuple[int, int] | None = None
     fps: float | None = None
     depth: bool = False
+    depth_format: DepthFormat = "colours"
     alpha: bool = False
     levels: bool = False
     appearance: str = "mean"
@@ -56,16 +57,30 @@ class RenderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderReport:
-    """What was drawn. outputs: files and folders written. bytes_read: of the rows that were loaded, decompressed."""
+    """What was drawn.
+
+    frames_kept: of them, those that an earlier, interrupted call had left in the folder. outputs: files and folders
+    written. Nodes and bases: `hits` were resident when they were needed, `misses` were not (of them `ready` were in
+    memory, read ahead), `evictions` were dropped. frames_waited: frames but the first that waited for a row.
+    bytes_read: of the rows that were read, decompressed; bytes_touched: of the distinct ones drawn with. memory_budget,
+    node_peak: bytes allowed for nodes, and the most that they took.
+    """
 
     frames: int
+    frames_kept: int
     size: tuple[int, int]
     outputs: tuple[str, ...]
     samples: int
     hits: int
     misses: int
+    ready: int
+    hit_rate: float
     evictions: int
+    frames_waited: int
     bytes_read: int
+    bytes_touched: int
+    memory_budget: int
+    node_peak: int
     damaged_nodes: tuple[str, ...]
     seconds: float
     peak_bytes: int
@@ -93,54 +108,38 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
                 renderer,
                 path,
                 options.output,
-                extras=Extras(depth=options.depth, alpha=options.alpha, levels=options.levels),
+                extras=Extras(
+                    depth=options.depth,
+                    alpha=options.alpha,
+                    levels=options.levels,
+                    depth_format=options.depth_format,
+                ),
                 lod_bias=options.lod_bias,
                 affine=affine,
                 progress=progress,
             )
-            counters, damaged = renderer.cache.counters, renderer.cache.damaged_nodes
+            cache, budget = renderer.cache, renderer.memory_budget
+            counters = cache.counters
     return RenderReport(
         frames=path.num_frames,
+        frames_kept=written.frames_kept,
         size=(path.camera.width, path.camera.height),
         outputs=tuple(str(place) for place in written.outputs),
         samples=written.num_samples,
         hits=counters.hits,
         misses=counters.misses,
+        ready=counters.ready,
+        hit_rate=counters.hit_rate,
         evictions=counters.evictions,
+        frames_waited=written.frames_waited,
         bytes_read=counters.bytes_read,
-        damaged_nodes=damaged,
+        bytes_touched=counters.touched_bytes,
+        memory_budget=budget,
+        node_peak=cache.peak_bytes,
+        damaged_nodes=cache.damaged_nodes,
         seconds=time.monotonic() - started,
         peak_bytes=peak_memory(),
     )
-
-
-def appearance_of(scene: Scene, name: str) -> Float32 | Float64 | None:
-    """The colour transform float[3, 4] that "mean", "none" (None) or a photo's name stands for.
-
-    SettingsError for a name that no photo has.
-    """
-    if name == "none":
-        return None
-    if name == "mean":
-        return scene.mean_affine
-    if name not in scene.names:
-        raise SettingsError(
-            f"appearance: expected 'mean', 'none' or the name of one of the {len(scene.names)} photos, got {name!r}"
-        )
-    row = scene.names.index(name)
-    if not scene.known[row]:
-        _log.warning("the colour transform of photo %s is not known: the mean of the others is taken", name)
-        return scene.mean_affine
-    own: Float32 = scene.affine[row]
-    return own
-
-
-def content_centre(scene: Scene) -> Float64:
-    """float64[3], world: the median place of the finest nodes, which stand where the photos show most."""
-    octree = scene.octree
-    finest = octree.levels >= octree.depth - 1
-    centres = (octree.xyz[finest] + 0.5) / np.exp2(octree.levels[finest].astype(np.float64))[:, None]
-    return scene.header.root.to_world(np.median(centres, axis=0))
 
 
 def _path(scene: Scene, options: RenderOptions) -> CameraPath:

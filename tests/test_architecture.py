@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"settings"}),
     frozenset({"field", "volume", "data", "store", "metrics", "synthetic"}),
     frozenset({"training", "rendering"}),
-    frozenset({"pipelines", "api", "viewer"}),
+    frozenset({"pipelines", "api", "viewer", "export"}),
     frozenset({""}),
     frozenset({"cli"}),
     frozenset({"__main__"}),

@@ -50,9 +50,12 @@ _COMMANDS = {
     "train": "training",
     "eval": "pictures",
     "render": "pictures",
+    "view": "viewing",
+    "export": "exporting",
     "info": "upkeep",
     "verify": "upkeep",
     "gc": "upkeep",
+    "pack": "upkeep",
 }
 
 

@@ -11,10 +11,9 @@ from infnerf_tiles.cli.upkeep import band_rows
 from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.data.photos import decode_masked_photo
 from infnerf_tiles.pipelines import build, evaluate, train
-from infnerf_tiles.pipelines.render import content_centre
 from infnerf_tiles.rendering.camera_paths import make_path
 from infnerf_tiles.rendering.renderer import Picture, Renderer
-from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.rendering.scene import Scene, content_centre
 from infnerf_tiles.rendering.vantage import world_up
 from infnerf_tiles.rendering.video import FrameWriter, depth_to_image, level_heat_map, to_uint8
 from infnerf_tiles.settings import Settings

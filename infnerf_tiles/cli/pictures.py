@@ -14,6 +14,7 @@ from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text
 if TYPE_CHECKING:
     from infnerf_tiles.pipelines.evaluate import EvalReport, LevelScore
     from infnerf_tiles.pipelines.render import RenderReport
+    from infnerf_tiles.rendering.sequence import DepthFormat
 
 _MAX_REGIONS = 20
 _DEFAULT_PATH = "orbit"
@@ -112,7 +113,8 @@ def _eval_tables(report: "EvalReport") -> list[RenderableType]:
         rows = [(region.treelet, region.pixels, decibel(region.psnr)) for region in worst]
         tables.append(table(title, ("region", "pixels", "PSNR"), rows))
     strips = [(s.where, s.pixels, _ratio(s.error_ratio), _ratio(s.gradient_ratio)) for s in report.strips]
-    tables.append(table("seams: surface pixels near faces", ("where", "pixels", "error", "gradients"), strips))
+    title = "seams: surface pixels at faces, against those beside"
+    tables.append(table(title, ("where", "pixels", "error", "gradients"), strips))
     return tables
 
 
@@ -156,6 +158,11 @@ def _ratio(value: float | None) -> str:
 )
 @click.option("--size", metavar="WxH", callback=size_of, help="Size of the pictures in pixels; default: as the photos.")
 @click.option("--depth", is_flag=True, help="Also write the depth, as colours, beside OUT: OUT_depth.")
+@click.option(
+    "--depth-format",
+    type=click.Choice(["colours", "npy", "tiff"]),
+    help="Depth as colours (the default), or as float32 distances in world units for programs; implies --depth.",
+)
 @click.option("--alpha", is_flag=True, help="Also write the opacity, as grey, beside OUT: OUT_alpha.")
 @click.option("--levels", is_flag=True, help="Also write a heat map of the levels of detail beside OUT: OUT_levels.")
 @click.option(
@@ -178,6 +185,7 @@ def render(
     fps: float | None,
     size: tuple[int, int] | None,
     depth: bool,
+    depth_format: "DepthFormat | None",
     alpha: bool,
     levels: bool,
     appearance: str,
@@ -189,7 +197,9 @@ def render(
 ) -> None:
     """Draw pictures or a film of SCENE, reading only the nodes that each picture needs.
 
-    The photos are not needed. --config and --set change settings of the section rendering, for this call.
+    The photos are not needed. SCENE may be a folder, a .zip, or an address (https://, s3://, gs://, az://). A folder of
+    frames that was interrupted goes on with the same command. --config and --set change settings of the section
+    rendering, for this call.
 
     \b
     Examples:
@@ -209,7 +219,8 @@ def render(
         frames=frames,
         size=size,
         fps=fps,
-        depth=depth,
+        depth=depth or depth_format is not None,
+        depth_format=depth_format or "colours",
         alpha=alpha,
         levels=levels,
         appearance=appearance,
@@ -231,13 +242,17 @@ def render(
 
 def _render_table(report: "RenderReport") -> RenderableType:
     width, height = report.size
+    kept = f", {report.frames_kept:,} of them there already" if report.frames_kept else ""
     facts = {
         "written": ", ".join(report.outputs),
-        "frames": f"{report.frames:,} of {width}x{height} pixels",
+        "frames": f"{report.frames:,} of {width}x{height} pixels{kept}",
         "seconds": f"{report.seconds:.1f}",
         "samples": report.samples,
-        "nodes found in memory, read, dropped": f"{report.hits:,}, {report.misses:,}, {report.evictions:,}",
-        "read": size_text(report.bytes_read),
+        "nodes found in memory, read, dropped": (
+            f"{report.hits + report.ready:,}, {report.misses - report.ready:,}, {report.evictions:,}"
+        ),
+        "read, of distinct nodes": f"{size_text(report.bytes_read)}, {size_text(report.bytes_touched)}",
+        "memory for nodes: allowed, most taken": f"{size_text(report.memory_budget)}, {size_text(report.node_peak)}",
     }
     return facts_table("pictures", facts)
 

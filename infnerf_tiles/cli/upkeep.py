@@ -1,5 +1,6 @@
-"""`info`, `verify` and `gc`."""
+"""`info`, `verify`, `gc` and `pack`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -90,15 +91,11 @@ def _level_table(facts: "SceneFacts") -> RenderableType:
 def _smallest_working_set(store: SceneStore, index: SceneIndex) -> int:
     """Bytes without which some sample cannot be drawn; 0 while nothing can."""
     from infnerf_tiles.field.shape import FieldShape
-    from infnerf_tiles.rendering.node_cache import NodeCache
+    from infnerf_tiles.rendering.accounts import smallest_working_set
 
     header = store.header
     shape = FieldShape(cells=header.cells, table_size=header.table_size, features=header.features)
-    cache = NodeCache(store, index, shape, 1)
-    try:
-        return cache.smallest_working_set
-    finally:
-        cache.close()
+    return smallest_working_set(index, shape)
 
 
 def band_rows(index: SceneIndex, band_levels: tuple[int, ...]) -> list[dict[str, int]]:
@@ -240,6 +237,52 @@ def gc(terminal: Terminal, scene: str) -> None:
     terminal.result(document, facts_table(f"scene {scene}", facts))
 
 
+@scene_argument
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--nodes-per-shard",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Nodes that share a file where OUT is a folder; default: 32.",
+)
+def pack(terminal: Terminal, scene: str, output: Path, nodes_per_shard: int | None) -> None:
+    """Write a copy of SCENE to OUT, to ship: what drawing needs and nothing else, in one .zip or in a few large files.
+
+    A folder OUT may stand behind any web server or object store that answers range requests; for a server that does
+    not, use the scene itself, whose nodes are files of their own. Packed copies can be read but not changed.
+
+    \b
+    Examples:
+      infnerf-tiles pack city.zarr city.zip
+      infnerf-tiles pack city.zarr public/city.zarr --nodes-per-shard 64
+      infnerf-tiles render https://example.org/city.zarr -o city.png
+    """
+    from infnerf_tiles.store.pack import ROWS_PER_SHARD, pack_shards
+    from infnerf_tiles.store.pack import pack as pack_zip
+
+    zipped = output.suffix.lower() == ".zip"
+    if zipped and nodes_per_shard is not None:
+        raise click.UsageError("--nodes-per-shard: expected OUT to be a folder, got a .zip, which has no shards")
+    with SceneStore.open(scene) as store, terminal.progress() as bars:
+        bar = bars.add_task("rows", total=None)
+
+        def tell(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        try:
+            if zipped:
+                num_bytes, files = pack_zip(store, output, tell), 1
+            else:
+                num_bytes = pack_shards(store, output, rows_per_shard=nodes_per_shard or ROWS_PER_SHARD, progress=tell)
+                files = sum(1 for path in output.rglob("*") if path.is_file())
+        except ValueError as error:
+            raise click.UsageError(f"--nodes-per-shard: {error}") from error
+    facts = {"written": output, "size": size_text(num_bytes), "files": files}
+    document = {"scene": scene, "output": str(output), "bytes": num_bytes, "files": files, "peak_bytes": peak_memory()}
+    terminal.result(document, facts_table(f"scene {scene}", facts))
+
+
 info_command = command("info", "Tell what is inside a scene.")(info)
 verify_command = command("verify", "Check a scene against its checksums; repair it.")(verify)
 gc_command = command("gc", "Free what nothing in a scene names any more.")(gc)
+pack_command = command("pack", "Write a read-only copy of a scene, to ship.")(pack)

@@ -20,6 +20,11 @@ class Appearance(nn.Module):
         affine = self.affine[photo]
         return torch.baddbmm(affine[:, :, 3:], affine[:, :, :3], rgb[:, :, None]).squeeze(2)
 
+    def apply_rows(self, photo: Tensor, rgb: Tensor) -> Tensor:
+        """`forward` for many rays: its gradient needs no sorting of the photos."""
+        affine = self.affine.index_select(0, photo)
+        return (affine[:, :, :3] * rgb[:, None, :]).sum(dim=2) + affine[:, :, 3]
+
     def distance_from_identity(self) -> Tensor:
         """Mean squared distance of the transforms from the identity: fixes what the photos cannot (a common factor)."""
         return ((self.affine - torch.eye(3, 4, device=self.affine.device)) ** 2).mean()

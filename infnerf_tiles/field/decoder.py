@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from infnerf_tiles.arrays import Float32
+from infnerf_tiles.kernels.decoder_weights import DecoderWeights
 
 DENSITY_GAIN = 4.0
 """How much the linear channel f_0 counts in the exponent. Density spans many powers of e between air and walls; with a
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
     def density(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Density float32 [M] (1 / world unit) and geometry features [M, G] of features float32 [M, F]."""
         h = self.density_out(torch.relu(self.density_in(features)))
-        exponent = h[:, 0].float() + DENSITY_GAIN * features[:, 0].float() - self.shape.density_bias
+        exponent = _wide(h[:, 0]) + DENSITY_GAIN * _wide(features[:, 0]) - self.shape.density_bias
         sigma = torch.exp(exponent.clamp(max=self.shape.max_exponent)) / self.shape.gsd_ref
         return sigma, h[:, 1:]
 
@@ -81,12 +82,30 @@ class Decoder(nn.Module):
         """Colour float32 [M, 3] in (0, 1) of geometry features [M, G] and direction basis [M, 16]."""
         h = torch.cat([geometry, basis.to(geometry.dtype)], dim=1)
         h = torch.relu(self.colour_mid(torch.relu(self.colour_in(h))))
-        return torch.sigmoid(self.colour_out(h).float())
+        return torch.sigmoid(_wide(self.colour_out(h)))
 
     def forward(self, features: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Density [M] and colour [M, 3]."""
         sigma, geometry = self.density(features)
         return sigma, self.colour(geometry, basis)
+
+    def weights(self) -> DecoderWeights:
+        """All layers as kernels take them; the tensors are the decoder's own."""
+
+        def of(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+            return layer.weight.detach(), layer.bias.detach()
+
+        return DecoderWeights(
+            density_in=of(self.density_in),
+            density_out=of(self.density_out),
+            colour_in=of(self.colour_in),
+            colour_mid=of(self.colour_mid),
+            colour_out=of(self.colour_out),
+            gain=DENSITY_GAIN,
+            density_bias=self.shape.density_bias,
+            max_exponent=self.shape.max_exponent,
+            gsd_ref=self.shape.gsd_ref,
+        )
 
     def to_arrays(self) -> dict[str, Float32]:
         """Parameters as float32 arrays by name."""
@@ -100,6 +119,11 @@ class Decoder(nn.Module):
                 got = tuple(arrays[name].shape) if name in arrays else "nothing"
                 raise ValueError(f"decoder {name}: expected shape {tuple(value.shape)}, got {got}")
         self.load_state_dict({name: torch.from_numpy(np.array(arrays[name], np.float32)) for name in own})
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: sums and exponentials of half-precision products are not taken in half precision."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def direction_basis(directions: Tensor) -> Tensor:

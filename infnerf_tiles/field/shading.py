@@ -12,6 +12,9 @@ from infnerf_tiles.kernels.arena import Arena, Samples
 FieldFn = Callable[[Samples, Tensor], tuple[Tensor, Tensor]]
 """(samples, direction basis [Q, 16]) -> density [M], colour [M, 3]. Compositing takes any such function."""
 
+EncodeInto = Callable[[Tensor, Tensor, Tensor, Arena, Tensor], None]
+"""(position, slot, beta, arena, out): writes features as `encode_into` of the kernels does; takes their place."""
+
 DECODER_BLOCK = 2048
 """Rows the decoder runs on at once. Fixed and padded, since matrix products change in the last bit with their size.
 Small, so that what the layers hand on stays in the cache of a core; a GPU takes more at once."""
@@ -19,7 +22,13 @@ _GPU_BLOCK = 1 << 16
 
 
 def evaluate_nodes(
-    arena: Arena, decoder: Decoder, position: Tensor, slot: Tensor, beta: Tensor, basis: Tensor
+    arena: Arena,
+    decoder: Decoder,
+    position: Tensor,
+    slot: Tensor,
+    beta: Tensor,
+    basis: Tensor,
+    encode_into: EncodeInto | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Density [M] and colour [M, 3] of points in nodes, without gradient, in fixed-size padded blocks.
 
@@ -28,8 +37,12 @@ def evaluate_nodes(
     num = position.shape[0]
     device = position.device
     features = torch.empty((num, arena.features), device=device)
-    for_device(arena.device).encode_into(position, slot, beta, arena, features)
+    (encode_into or for_device(arena.device).encode_into)(position, slot, beta, arena, features)
     sigma, colour = torch.empty(num, device=device), torch.empty((num, 3), device=device)
+    if device.type == "cuda" and type(decoder) is Decoder:
+        own = torch.arange(num, dtype=torch.int32, device=device)
+        for_device(device).decode_into(decoder.weights(), features, basis, own, sigma, colour)
+        return sigma, colour
     with torch.no_grad():
         rows = DECODER_BLOCK if device.type == "cpu" else _GPU_BLOCK
         for first in range(0, num, rows):
@@ -49,21 +62,28 @@ def _padded(values: Tensor, rows: int) -> Tensor:
     return full
 
 
-def shade(arena: Arena, decoder: Decoder, samples: Samples, basis: Tensor) -> tuple[Tensor, Tensor]:
+def shade(
+    arena: Arena, decoder: Decoder, samples: Samples, basis: Tensor, encode_into: EncodeInto | None = None
+) -> tuple[Tensor, Tensor]:
     """Density [M] and colour [M, 3] of samples, with the hand-over to the treelet above; no gradient.
 
     Args:
         basis: float32 [Q, 16], direction basis per ray.
+        encode_into: another feature grid than the arena's.
     """
     ray = samples.ray.long()
-    sigma, colour = evaluate_nodes(arena, decoder, samples.position, samples.slot, samples.beta, basis[ray])
+    sigma, colour = evaluate_nodes(
+        arena, decoder, samples.position, samples.slot, samples.beta, basis[ray], encode_into
+    )
+    sigma *= samples.blend
     mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
     if mixed.numel():
         ones = torch.ones_like(samples.blend[mixed])
         sigma_above, colour_above = evaluate_nodes(
-            arena, decoder, samples.position_above[mixed], samples.slot_above[mixed], ones, basis[ray[mixed]]
-        )
+            arena, decoder, samples.position_above[mixed], samples.slot_above[mixed], ones, basis[ray[mixed]],
+            encode_into,
+        )  # fmt: skip
         blend = samples.blend[mixed]
-        sigma[mixed] = blend * sigma[mixed] + (1.0 - blend) * sigma_above
+        sigma[mixed] += (1.0 - blend) * sigma_above
         colour[mixed] = blend[:, None] * colour[mixed] + (1.0 - blend[:, None]) * colour_above
     return sigma, colour

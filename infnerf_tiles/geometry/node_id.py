@@ -63,6 +63,11 @@ class NodeId:
         """The node one level up; ValueError for the root."""
         return self.ancestor(self.level - 1)
 
+    @property
+    def child_index(self) -> int:
+        """Which child of its parent the node is: dx + 2 dy + 4 dz."""
+        return (self.x & 1) + 2 * (self.y & 1) + 4 * (self.z & 1)
+
     def children(self) -> tuple["NodeId", ...]:
         """The eight nodes one level down, child c = dx + 2 dy + 4 dz; ValueError at MAX_LEVEL."""
         x, y, z = 2 * self.x, 2 * self.y, 2 * self.z

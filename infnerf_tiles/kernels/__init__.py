@@ -1,24 +1,41 @@
 """The four kernels (`march`, `encode`, `composite`, `adam`) behind one door; the device chooses the twin.
 
-`reference` is plain torch and the oracle of the tests, `cpu` is numba. A CUDA twin has the same function names and
-arguments and takes its place in `for_device`.
+`reference` is plain torch and the oracle of the tests, `cpu` is numba, `cuda` is Triton.
 """
 
+import functools
 import importlib
+import importlib.util
+import logging
 from types import ModuleType
 
 import torch
 
-from infnerf_tiles.kernels.arena import Arena, Rays, Samples
+from infnerf_tiles.kernels.arena import Arena, PackedSamples, Rays, Samples
 
-__all__ = ["Arena", "Rays", "Samples", "for_device"]
+__all__ = ["Arena", "PackedSamples", "Rays", "Samples", "for_device"]
+
+
+_log = logging.getLogger(__name__)
 
 
 def for_device(device: torch.device) -> ModuleType:
     """Return the module that holds `march`, `encode`, `composite` and `adam` for tensors on `device`.
 
-    The numba twin serves the CPU. Any other device runs the plain torch twin, which is slow but right.
+    The numba twin serves the CPU, the Triton twin CUDA. Any other device, and CUDA without Triton, runs the plain torch
+    twin, which is slow but right.
     """
-    # imported on demand: numba takes a second to load
-    twin = "cpu" if device.type == "cpu" else "reference"
+    # imported on demand: numba takes a second to load, and Triton may be missing
+    twin = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" and _has_triton() else "reference"
     return importlib.import_module(f"{__name__}.{twin}")
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Whether Triton is installed; the first call warns where it is not."""
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
+        _log.warning(
+            "Triton is not installed, so kernels on the GPU run as plain torch, many times slower: pip install triton"
+        )
+    return found

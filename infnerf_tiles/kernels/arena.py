@@ -8,6 +8,7 @@ Legend
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ class Arena:
     root: int
     """Slot of the octree's root."""
     tables: Tensor
-    """float32 [S, T, F]: residual features of each node, hashed (or dense where (N+1)^3 <= T)."""
+    """float32 [S, T, F]: residual features of each node, hashed (or dense where (N+1)^3 <= T). float16 on CUDA."""
     dense: Tensor
-    """float32 [D, F]: the treelets' dense grids one after another."""
+    """float32 [D, F]: the treelets' dense grids one after another. float16 on CUDA."""
     dense_offset: Tensor
     """int64 [R]: first row of a treelet's dense grids in `dense`."""
     dense_grids: Tensor
@@ -125,9 +126,9 @@ class Samples:
     """float32 [M, 3]: in the cube of the node's treelet root, [0, 1). Inside the node `slot` even after rounding, since
     `encode` takes the place within a node from the position alone."""
     blend: Tensor
-    """float32 [M]: weight of this treelet's output; the rest is the treelet above's."""
+    """float32 [M]: weight of this treelet's density, and of its colour where `slot_above` adds the rest."""
     slot_above: Tensor
-    """int32 [M]: node of the treelet above that draws the rest, or -1 where blend is 1."""
+    """int32 [M]: node of the treelet above that draws the rest, or -1 where blend is 1 or that one is empty there."""
     position_above: Tensor
     """float32 [M, 3]: position in the cube of that node's treelet root."""
     next_step: Tensor
@@ -136,6 +137,107 @@ class Samples:
     @property
     def count(self) -> int:
         return int(self.t.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSamples:
+    """Samples in buffers of fixed capacity, counted on the device: nothing has to wait for the host.
+
+    Rows behind `count` hold what was there before (zeros at first), so that their indices are always valid. Legend:
+    C rows for samples, A rows for second evaluations, Q rays.
+    """
+
+    ray_start: Tensor
+    """int64 [Q]: samples of ray q are ray_start[q] .. ray_start[q] + ray_count[q] - 1; the sum of the counts before."""
+    ray_count: Tensor
+    """int32 [Q]: 0 where the ray has no samples, was not in use or did not fit."""
+    ray_kept: Tensor
+    """uint8 [Q]: 0 where the ray was not in use or did not fit the capacity (nor does any ray behind such a one)."""
+    next_step: Tensor
+    """int64 [Q]: lattice step at which the ray goes on; -1 when it has left the root cube or was not in use, and the
+    step it should have started from where it did not fit."""
+    count: Tensor
+    """int32 [1]: rows in use."""
+    demand: Tensor
+    """int32 [1]: samples of all rays in use, those that did not fit too."""
+    ray: Tensor
+    """int32 [C]. This and the columns up to `position_above` as in `Samples`."""
+    t: Tensor
+    """float32 [C]."""
+    dt: Tensor
+    """float32 [C]."""
+    wanted: Tensor
+    """float32 [C]."""
+    slot: Tensor
+    """int32 [C]."""
+    beta: Tensor
+    """float32 [C]."""
+    position: Tensor
+    """float32 [C, 3]."""
+    blend: Tensor
+    """float32 [C]: 1 also where the second evaluation did not fit."""
+    slot_above: Tensor
+    """int32 [C]: -1 also where the second evaluation did not fit."""
+    position_above: Tensor
+    """float32 [C, 3]: of use only where slot_above >= 0."""
+    above_count: Tensor
+    """int32 [1]: second evaluations in use."""
+    above_sample: Tensor
+    """int32 [A]: the sample that needs it, each at most once; in any order."""
+    above_slot: Tensor
+    """int32 [A]: its node in the treelet above."""
+    above_position: Tensor
+    """float32 [A, 3]: its position in the cube of that node's treelet root."""
+
+    @property
+    def capacity(self) -> int:
+        return int(self.t.shape[0])
+
+    @property
+    def capacity_above(self) -> int:
+        return int(self.above_sample.shape[0])
+
+    @classmethod
+    def allocate(cls, *, rays: int, capacity: int, capacity_above: int, device: torch.device | None = None) -> Self:
+        """Buffers of zeros."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        whole, small = torch.int64, torch.int32
+        return cls(
+            ray_start=zeros(rays, dtype=whole),
+            ray_count=zeros(rays, dtype=small),
+            ray_kept=zeros(rays, dtype=torch.uint8),
+            next_step=zeros(rays, dtype=whole),
+            count=zeros(1, dtype=small),
+            demand=zeros(1, dtype=small),
+            ray=zeros(capacity, dtype=small),
+            t=zeros(capacity),
+            dt=zeros(capacity),
+            wanted=zeros(capacity),
+            slot=zeros(capacity, dtype=small),
+            beta=zeros(capacity),
+            position=zeros(capacity, 3),
+            blend=zeros(capacity),
+            slot_above=zeros(capacity, dtype=small),
+            position_above=zeros(capacity, 3),
+            above_count=zeros(1, dtype=small),
+            above_sample=zeros(capacity_above, dtype=small),
+            above_slot=zeros(capacity_above, dtype=small),
+            above_position=zeros(capacity_above, 3),
+        )
+
+
+def adam_scalars(step: int, rate: float, *, beta1: float = 0.9, beta2: float = 0.99) -> tuple[float, float, float]:
+    """(rate, bias correction of the first moment, of the second) of the step-th update, counted from 1: what `adam`
+    takes as one device tensor."""
+    return rate, 1.0 - beta1**step, 1.0 - beta2**step
+
+
+def colour_share(blend: Tensor, slot_above: Tensor) -> Tensor:
+    """float32 [M]: what a sample's own node counts in its colour; all of it where the treelet above adds nothing."""
+    return torch.where(slot_above >= 0, blend, 1.0)
 
 
 def dense_grid_rows(cells: int) -> int:

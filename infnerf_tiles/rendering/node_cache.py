@@ -1,43 +1,39 @@
-"""Resident nodes and treelet bases: least recently used out first, never more bytes than the budget."""
+"""Resident nodes and treelet bases: least recently used out first, never more bytes than the budget.
+
+Two tiers: rows read ahead wait in host memory (`HostRows`), those drawn with live in the arena (`ArenaMemory`).
+"""
 
 import logging
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from infnerf_tiles.arrays import AnyArray, Bool, Int32, Int64
 from infnerf_tiles.errors import BudgetError, DamagedNodeError, DamagedStoreError
-from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import Arena
-from infnerf_tiles.rendering.prefetch import Item, Kind, Prefetcher
+from infnerf_tiles.rendering.accounts import ByteMeter, CacheCounters, row_costs, smallest_working_set
+from infnerf_tiles.rendering.arena_memory import ArenaMemory
+from infnerf_tiles.rendering.host_rows import HostRows, Item, Kind
 from infnerf_tiles.rendering.scene import drawable_octree
-from infnerf_tiles.rendering.slot_memory import PAGE, SlotMemory
+from infnerf_tiles.store.fetch import Fetch
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.units import format_bytes
-from infnerf_tiles.volume.occupancy import any_occupied
 
-_LINK_BYTES = 96
-"""What a resident node costs besides its rows: links, keys and book-keeping."""
+LOCAL_THREADS, REMOTE_THREADS = 4, 16
+"""Rows read at the same time: a disk is busy with few, a server far away has to be asked for many."""
+_POLL_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class CacheCounters:
-    """What the cache did so far. Nodes and bases count alike; bytes are those of the rows, decompressed."""
-
-    hits: int = 0
-    misses: int = 0
-    bytes_read: int = 0
-    evictions: int = 0
+class Aborted(Exception):
+    """The caller asked to stop; nothing failed."""
 
 
 class _WorkingSet(NamedTuple):
@@ -60,11 +56,12 @@ class NodeCache:
         shape: FieldShape,
         byte_budget: int,
         *,
-        threads: int = 4,
+        threads: int | None = None,
         prefetch_bytes: int = 0,
     ) -> None:
-        """`byte_budget`: most bytes that resident rows take. `threads`: rows read at the same time. `prefetch_bytes`:
-        most bytes of rows read ahead, on top of that."""
+        """`byte_budget`: most bytes that resident rows take. `threads`: rows read at the same time for drawing, each of
+        which takes up to `row_costs(shape).read` bytes on top of that; default: few from a disk, many from a server.
+        `prefetch_bytes`: most bytes of rows read ahead, on top of that."""
         self.byte_budget = byte_budget
         self.counters = CacheCounters()
         self._store = store
@@ -74,17 +71,11 @@ class NodeCache:
         self._dead: Bool = ~np.isin(index.keys, drawable_octree(index).keys)
         self._damaged: list[str] = []
         self._row_of_root = self._octree.index_of(index.root_keys)
-        # bases begin on whole pages, so that a released one gives all its memory back
-        align = max(1, PAGE // (4 * shape.features))
-        self._base_stride = -(-shape.base_rows // align) * align
-        self.node_bytes = shape.node_bytes + _LINK_BYTES
-        self.base_bytes = 4 * self._base_stride * shape.features
+        costs = row_costs(shape)
+        self.node_bytes, self.base_bytes, self.read_bytes = costs
         num_slots = max(1, min(int((~self._dead).sum()), byte_budget // self.node_bytes))
         num_places = max(1, min(index.num_treelets, byte_budget // self.base_bytes))
-        self._tables = SlotMemory(num_slots, 4 * shape.row_length)
-        self._bases = SlotMemory(num_places, self.base_bytes)
-        self._occupancy = np.zeros((num_slots, shape.occupancy_bytes), np.uint8)
-        self._own_occupied = np.zeros((num_slots, 1), np.uint8)
+        self._memory = ArenaMemory(shape, num_slots, num_places)
         # node row <-> slot of the arena, treelet row <-> place in the dense buffer; -1 for none
         self._slot_of: Int32 = np.full(index.num_nodes, -1, np.int32)
         self._row_at: Int64 = np.full(num_slots, -1, np.int64)
@@ -96,9 +87,16 @@ class NodeCache:
         self._total = 0
         self._arena: Arena | None = None
         self.prefetch_bytes = prefetch_bytes
-        self._ahead = Prefetcher(self._read, self._bytes_ahead, prefetch_bytes)
+        remote = store.data.is_remote
+        threads = threads or (REMOTE_THREADS if remote else LOCAL_THREADS)
+        self._meter = ByteMeter()
+        ahead_threads = REMOTE_THREADS // 2 if remote else LOCAL_THREADS // 2
+        self._ahead = HostRows(self._read, self._bytes_ahead, prefetch_bytes, self._meter, ahead_threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="node-cache")
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
+        self._node_touched: Bool = np.zeros(index.num_nodes, np.bool_)
+        self._base_touched: Bool = np.zeros(index.num_treelets, np.bool_)
 
     @property
     def num_bytes(self) -> int:
@@ -106,8 +104,13 @@ class NodeCache:
         return self._total
 
     @property
+    def peak_bytes(self) -> int:
+        """The most bytes so far: resident rows, rows read ahead, and rows being read."""
+        return self._meter.peak
+
+    @property
     def prefetched_bytes(self) -> int:
-        """Bytes of rows that were read ahead and are not resident yet."""
+        """Bytes of rows that are being read ahead, or were and are not resident yet."""
         return self._ahead.num_bytes
 
     @property
@@ -132,23 +135,39 @@ class NodeCache:
 
     @property
     def smallest_working_set(self) -> int:
-        """Bytes without which some sample cannot be drawn: the most that one node takes with all that it stands on."""
-        levels = self._octree.levels.astype(np.int64)
-        bands = self._index.bands[self._index.treelets]
-        need = (levels + 1) * self.node_bytes + (bands + 1) * self.base_bytes
-        return int(need[~self._dead].max(initial=0))
+        """Bytes without which some sample cannot be drawn; see `smallest_working_set`."""
+        return smallest_working_set(self._index, self._shape, dead=self._dead)
+
+    @property
+    def resident_keys(self) -> Int64:
+        """int64[k] keys of the nodes that are resident now, ascending."""
+        return np.sort(self._index.keys[self._row_at[self._row_at >= 0]])
+
+    @property
+    def coming_keys(self) -> Int64:
+        """int64[k] keys of the nodes that are being read ahead or wait in host memory, ascending."""
+        rows = [row for kind, row in self._ahead.items if kind == "node"]
+        return np.sort(self._index.keys[np.array(rows, np.int64)])
 
     def bytes_of(self, keys: Int64) -> int:
         """Bytes that the nodes int64[k] and all they stand on would take."""
         return self._bytes(self._working_set(keys))
 
-    def ensure(self, keys: Int64) -> Arena:
+    def missing_bytes(self, keys: Int64) -> int:
+        """Bytes of what the nodes int64[k] and all they stand on lack in the arena."""
+        wanted = self._working_set(keys)
+        nodes, treelets = self._slot_of[wanted.nodes] < 0, self._place_of[wanted.treelets] < 0
+        return int(nodes.sum()) * self.node_bytes + int(treelets.sum()) * self.base_bytes
+
+    def ensure(self, keys: Int64, abort: Callable[[], bool] | None = None) -> Arena:
         """The arena with the nodes int64[k] resident, and whatever they stand on: their ancestors up to the root, and
         the bases of all their treelets.
 
         A node whose row is damaged counts as missing with everything below it, so that its ancestors draw there; a
         damaged base takes its whole treelet along. That is logged once per node. DamagedStoreError if that node is
-        the octree's root. BudgetError if the set exceeds the budget.
+        the octree's root. BudgetError if the set exceeds the budget. UnreachableError if a server fails.
+
+        abort: asked now and then while rows are read; once it is true, reading is called off and Aborted raised.
         """
         with self._lock:
             wanted = self._working_set(keys)
@@ -160,14 +179,15 @@ class NodeCache:
             missing = self._touch(wanted)
             if len(missing.nodes) or len(missing.treelets):
                 self._make_room(self._bytes(missing))
-                self._load(missing)
+                self._load(missing, abort)
                 self._arena = None
             if self._arena is None:
                 self._arena = self._linked()
             return self._arena
 
     def prefetch(self, keys: Int64) -> None:
-        """Read ahead what the nodes int64[k] will need, as far as the room for that goes; returns at once."""
+        """Read ahead what the nodes int64[k] will need, coarse ones first, as room for it comes free; returns at once.
+        What was asked for before and is not among it is called off."""
         with self._lock:
             wanted = self._working_set(keys)
             # coarse ones first: without them the fine ones cannot be drawn
@@ -200,6 +220,7 @@ class NodeCache:
     def _touch(self, wanted: _WorkingSet) -> _WorkingSet:
         """Mark what is resident as used now, which pins it; returns what is not resident."""
         self._tick += 1
+        self._count_touched(wanted)
         slots, places = self._slot_of[wanted.nodes], self._place_of[wanted.treelets]
         self._slot_used[slots[slots >= 0]] = self._tick
         self._place_used[places[places >= 0]] = self._tick
@@ -209,18 +230,27 @@ class NodeCache:
         self.counters.hits += len(slots) + len(places) - num_missing
         return missing
 
+    def _count_touched(self, wanted: _WorkingSet) -> None:
+        shape = self._shape
+        new_nodes = int((~self._node_touched[wanted.nodes]).sum())
+        new_bases = int((~self._base_touched[wanted.treelets]).sum())
+        self._node_touched[wanted.nodes] = True
+        self._base_touched[wanted.treelets] = True
+        row = 2 * shape.row_length + shape.occupancy_bytes
+        self.counters.touched_bytes += new_nodes * row + new_bases * 2 * shape.base_length
+
     # --- what comes and goes: only the next two methods change what is resident ----------------------------------
 
     def _admit(self, kind: Kind, row: int) -> int:
         """Give a node or a base its piece of memory, pinned; returns slot or place."""
         if kind == "node":
-            at = self._tables.take()
+            at = self._memory.slots.take()
             self._slot_of[row], self._row_at[at], self._slot_used[at] = at, row, self._tick
-            self._total += self.node_bytes
+            self._charge(self.node_bytes)
         else:
-            at = self._bases.take()
+            at = self._memory.places.take()
             self._place_of[row], self._treelet_at[at], self._place_used[at] = at, row, self._tick
-            self._total += self.base_bytes
+            self._charge(self.base_bytes)
         return at
 
     def _drop(self, kind: Kind, row: int) -> None:
@@ -228,14 +258,18 @@ class NodeCache:
         if kind == "node":
             at = int(self._slot_of[row])
             self._slot_of[row], self._row_at[at] = -1, -1
-            self._tables.release(at)
-            self._total -= self.node_bytes
+            self._memory.slots.release(at)
+            self._charge(-self.node_bytes)
         else:
             at = int(self._place_of[row])
             self._place_of[row], self._treelet_at[at] = -1, -1
-            self._bases.release(at)
-            self._total -= self.base_bytes
+            self._memory.places.release(at)
+            self._charge(-self.base_bytes)
         self._arena = None
+
+    def _charge(self, num_bytes: int) -> None:
+        self._total += num_bytes
+        self._meter.add(num_bytes)
 
     def _make_room(self, num_bytes: int) -> None:
         excess = self._total + num_bytes - self.byte_budget
@@ -258,46 +292,61 @@ class NodeCache:
         for i in np.lexsort((-level, used)).tolist():
             yield ("node", int(rows[i])) if i < len(rows) else ("base", int(treelets[i - len(rows)]))
 
-    def _load(self, missing: _WorkingSet) -> None:
+    def _load(self, missing: _WorkingSet, abort: Callable[[], bool] | None) -> None:
         admitted: list[Item] = [("node", int(row)) for row in missing.nodes]
         admitted += [("base", int(row)) for row in missing.treelets]
-        work = [(item, self._admit(*item)) for item in admitted]
-        tables = self._tables.array(np.float32, self._shape.row_length)
-        bases = self._bases.array(np.float32, self._base_stride, self._shape.features)
-
-        def fill(job: tuple[Item, int]) -> DamagedNodeError | None:
-            item, at = job
-            try:
-                rows = self._ahead.take(item) or self._read(item)
-            except DamagedNodeError as error:
-                return error
-            if item[0] == "node":
-                tables[at], self._occupancy[at] = rows
-                self._own_occupied[at] = self._occupancy[at].any()
-            else:
-                bases[at, : rows[0][..., 0].size] = rows[0].reshape(-1, self._shape.features)
-            return None
-
+        fetch = [Fetch() for _ in admitted]
+        pairs = zip(admitted, fetch, strict=True)
+        jobs = [self._pool.submit(self._fill, item, self._admit(*item), own) for item, own in pairs]
         try:
-            outcomes = list(self._pool.map(fill, work))
+            _finish(jobs, abort)
         except BaseException:  # a lost network, an interrupt: nobody knows which rows were filled
+            for job, own in zip(jobs, fetch, strict=True):
+                job.cancel()
+                own.cancel()
+            wait(jobs)  # before their slots are given to others
             for kind, row in admitted:
                 self._drop(kind, row)
             raise
-        for item, outcome in zip(admitted, outcomes, strict=True):
-            if outcome is None:
-                self.counters.bytes_read += self._bytes_ahead(item)
-        damaged = [(kind, row, error) for (kind, row), error in zip(admitted, outcomes, strict=True) if error]
+        outcomes = [(kind, row, job.result()) for (kind, row), job in zip(admitted, jobs, strict=True)]
+        damaged = [(kind, row, error) for kind, row, error in outcomes if error is not None]
         if damaged:
             self._bury(damaged, admitted)
+
+    def _fill(self, item: Item, at: int, fetch: Fetch) -> DamagedNodeError | None:
+        """Put a row where it belongs; a damaged one is returned as its error."""
+        try:
+            rows, waited = self._ahead.take(item)
+            with self._counting:
+                self.counters.ready += rows is not None and not waited
+                self.counters.late += rows is not None and waited
+            if rows is None:
+                self._meter.add(self.read_bytes)
+                try:
+                    with fetch.active():
+                        rows = self._read(item)
+                finally:
+                    self._meter.add(-self.read_bytes)
+        except DamagedNodeError as error:
+            return error
+        if item[0] == "node":
+            self._memory.write_node(at, *rows)
+        else:
+            self._memory.write_base(at, *rows)
+        return None
 
     def _read(self, item: Item) -> tuple[AnyArray, ...]:
         """What is stored of a node (table, occupancy) or of a base (grid)."""
         kind, row = item
+        rows: tuple[AnyArray, ...]
         if kind == "base":
-            return (self._store.read_base(int(self._index.base_slots[row])),)
-        slot = int(self._index.slots[row])
-        return self._store.read_node(slot), self._store.read_occupancy(slot)
+            rows = (self._store.read_base(int(self._index.base_slots[row])),)
+        else:
+            slot = int(self._index.slots[row])
+            rows = self._store.read_node(slot), self._store.read_occupancy(slot)
+        with self._counting:
+            self.counters.bytes_read += self._bytes_ahead(item)
+        return rows
 
     def _bytes_ahead(self, item: Item) -> int:
         shape = self._shape
@@ -328,31 +377,24 @@ class NodeCache:
             self._drop("base", treelet)
 
     def _linked(self) -> Arena:
-        shape, index = self._shape, self._index
+        index = self._index
         row = np.maximum(self._row_at, 0)
-        treelet_row = np.maximum(self._treelet_at, 0)
         place = self._place_of[index.treelets[row]]
         # a node whose base is not resident cannot be drawn, hence must not be reached
         keys = np.where((self._row_at >= 0) & (place >= 0), index.keys[row], -1)
-        links = link(keys, np.maximum(place, 0), index.root_keys[treelet_row])
-        stride = self._base_stride
-        return Arena(
-            cells=shape.cells,
-            base_cells=shape.base_cells,
-            occupancy_cells=shape.occupancy_cells,
-            root=links.root,
-            tables=torch.from_numpy(self._tables.array(np.float32, shape.table_size, shape.features)),
-            dense=torch.from_numpy(self._bases.array(np.float32, stride, shape.features).reshape(-1, shape.features)),
-            dense_offset=torch.arange(self._bases.slots, dtype=torch.int64) * stride,
-            dense_grids=torch.ones(self._bases.slots, dtype=torch.int32),
-            level=torch.from_numpy(links.level),
-            parent=torch.from_numpy(links.parent),
-            children=torch.from_numpy(links.children),
-            treelet=torch.from_numpy(links.treelet),
-            lambda_max=torch.from_numpy(index.lambda_max[row]),
-            occupancy=torch.from_numpy(self._occupancy),
-            any_occupied=torch.from_numpy(any_occupied(self._own_occupied, links.level, links.children)),
-            top_level=torch.from_numpy(links.top_level),
-            top_xyz=torch.from_numpy(links.top_xyz),
-            above=torch.from_numpy(links.above),
-        )
+        roots = index.root_keys[np.maximum(self._treelet_at, 0)]
+        return self._memory.arena(keys, np.maximum(place, 0), roots, index.lambda_max[row])
+
+
+def _finish(jobs: list[Future[DamagedNodeError | None]], abort: Callable[[], bool] | None) -> None:
+    """Wait for reads; raises the first failure, or Aborted."""
+    pending = set(jobs)
+    while pending:
+        done, pending = wait(pending, None if abort is None else _POLL_SECONDS, return_when=FIRST_EXCEPTION)
+        for job in done:
+            try:
+                job.result()
+            except CancelledError as error:
+                raise Aborted from error
+        if pending and abort is not None and abort():
+            raise Aborted

@@ -82,13 +82,22 @@ def parse_path_file(path: Path) -> PathFile:
         raise DataError(f"path file {path}: {error}") from error
 
 
-def format_path_file(camera: Camera, poses: Float64, fps: float) -> str:
-    """The text of a path file with one float64[n, 3, 4] pose a frame, in our own form; numbers read back exactly."""
+def format_path_file(
+    camera: Camera, poses: Float64, fps: float, *, frames: int | None = None, loop: bool = False
+) -> str:
+    """The text of a path file in our own form; numbers read back exactly.
+
+    poses: float64[n, 3, 4], one a frame; or, if `frames` is given, key poses of a film of that many frames, which
+    closes up with `loop`.
+    """
     intrinsics = {"model": camera.model, "width": camera.width, "height": camera.height, "params": list(camera.params)}
-    head = {"format": FORMAT, "version": VERSION, "fps": fps, "camera": intrinsics}
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "fps": fps, "camera": intrinsics}
+    if frames is not None:
+        head |= {"frames": frames, "loop": loop}
+    name = "camera_to_world" if frames is None else "key_poses"
     # One pose a line: such files are edited by hand and compared.
     rows = ",\n".join(json.dumps(pose) for pose in poses.tolist())
-    return f'{json.dumps(head)[:-1]}, "camera_to_world": [\n{rows}\n]}}\n'
+    return f'{json.dumps(head)[:-1]}, "{name}": [\n{rows}\n]}}\n'
 
 
 def _parse_own(content: Mapping[str, Any]) -> PathFile:

@@ -1,5 +1,6 @@
 """Pictures of a scene, drawn from the nodes that each part of the picture needs, within a byte budget."""
 
+import json
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from infnerf_tiles.field.shading import DECODER_BLOCK, shade
 from infnerf_tiles.geometry.camera import Camera, unproject
 from infnerf_tiles.kernels.arena import MarchSettings, Rays
 from infnerf_tiles.kernels.cpu import set_threads
-from infnerf_tiles.rendering.node_cache import NodeCache
+from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
+from infnerf_tiles.rendering.node_cache import LOCAL_THREADS, REMOTE_THREADS, Aborted, NodeCache
 from infnerf_tiles.rendering.ray_state import ROUND_SAMPLES, RayState, march_and_composite
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.rendering.selection import bundle_of, select_nodes
@@ -27,6 +29,8 @@ from infnerf_tiles.units import format_bytes
 _BLOCK = 256  # pixels; the edge of the part of a picture that is in work at a time
 _PACKET = 1 << 14  # rays marched together
 _SMALL = 32  # pixels; parts this small share their nodes, so that cutting the distance helps more than halving them
+_EAGER_NODES = 64  # more nodes than this are not read before it is known that nothing in front of them hides them
+_FINEST_CUT = 16  # lattice steps; cutting the distance finer than that finds nothing hidden
 _OFFSET = 0.5  # shift of the step lattice
 _SEEN = 1e-3  # opacity below which a pixel shows nothing
 
@@ -78,6 +82,7 @@ class _Block:
     footprint: float
     lattice: MarchSettings
     state: RayState
+    abort: Callable[[], bool] | None = None
 
     def rows(self, part: _Part, alive: Bool) -> Int64:
         """Rays of a part that go on."""
@@ -113,10 +118,12 @@ class Renderer:
         read_ahead: bool = False,
         block: int = _BLOCK,
         round_samples: int = ROUND_SAMPLES,
+        eager_nodes: int = _EAGER_NODES,
     ) -> None:
-        """`memory_budget`: bytes for resident nodes, default: the scene's setting. `threads`: processor threads,
-        default: all. `read_ahead`: keep an eighth of the budget for `prefetch`. `block`, `round_samples`: pixels and
-        samples in work at a time; neither changes the picture.
+        """`memory_budget`: bytes for nodes, resident or on their way, default: the scene's setting. `threads`: of the
+        processor, default: all. `read_ahead`: keep an eighth of the budget for `prefetch`. `block`, `round_samples`:
+        pixels and samples in work at a time; `eager_nodes`: nodes read before it is known whether anything hides them;
+        none of them changes the picture.
 
         BudgetError if the budget cannot hold what a single sample may need.
         """
@@ -125,18 +132,25 @@ class Renderer:
         self._threads = threads
         self._block = block
         self._round_samples = round_samples
+        self._eager_bytes = row_costs(scene.shape).node * eager_nodes
         self._lock = threading.Lock()
-        self.cache = self._new_cache(self.memory_budget // 8 if read_ahead else 0)
-        if self.cache.byte_budget < self.cache.smallest_working_set <= self.memory_budget:
-            self.cache.close()
-            self.cache = self._new_cache(0)
-        if self.memory_budget < self.cache.smallest_working_set:
-            smallest = self.cache.smallest_working_set
-            self.cache.close()
-            raise BudgetError(
-                f"memory budget: expected at least {format_bytes(smallest)} ({smallest} bytes), which one chain of "
-                f"nodes with its bases takes in this scene, got {format_bytes(self.memory_budget)}"
-            )
+        self.cache = self._new_cache(read_ahead)
+
+    @property
+    def deepest_level(self) -> int:
+        """The finest level that a picture can show."""
+        return self.scene.octree.depth
+
+    @property
+    def waits(self) -> int:
+        """How often a picture had to wait for a row to be read, so far."""
+        return self.cache.counters.waits
+
+    def identity(self) -> str:
+        """Which scene, at which state, with which settings."""
+        scene = self.scene
+        drawing = scene.settings.rendering.model_dump(mode="json", exclude={"memory_budget"})
+        return json.dumps([scene.header.created, scene.store.generation, drawing, scene.lattice().lod_bias])
 
     def render(
         self,
@@ -146,6 +160,7 @@ class Renderer:
         lod_bias: float = 0.0,
         affine: Float32 | Float64 | None = None,
         progress: Callable[[float], None] | None = None,
+        abort: Callable[[], bool] | None = None,
     ) -> Picture:
         """Draw what a camera sees.
 
@@ -155,6 +170,7 @@ class Renderer:
             lod_bias: added to the wanted level, in levels.
             affine: float[3, 4], colour transform of a photo; None for none.
             progress: called with the share of the pixels that are done, up to 1.
+            abort: asked now and then, from this thread; once it is true, Aborted is raised.
         """
         check_shape("camera_to_world", camera_to_world, (3, 4))
         picture = Picture(
@@ -166,17 +182,17 @@ class Renderer:
         )
         num_samples = num_pixels = 0
         lattice = self.scene.lattice(lod_bias)
-        with self._lock:
-            set_threads(self._threads)
-            pose = np.asarray(camera_to_world, np.float64)
-            for block, window in self._blocks(camera, pose, lattice):
-                height, width = picture.depth[window].shape
+        pose = np.asarray(camera_to_world, np.float64)
+        for block, window in self._blocks(camera, pose, lattice, abort):
+            height, width = picture.depth[window].shape
+            with self._lock:  # block by block, so that others get their turn
+                set_threads(self._threads)
                 self._draw(block, _Part(0, 0, width, height), 0, None)
-                num_samples += block.state.num_samples
-                num_pixels += height * width
-                self._finish(block, affine, picture, window)
-                if progress is not None:
-                    progress(num_pixels / picture.depth.size)
+            num_samples += block.state.num_samples
+            num_pixels += height * width
+            self._finish(block, affine, picture, window)
+            if progress is not None:
+                progress(num_pixels / picture.depth.size)
         return Picture(
             rgb=picture.rgb,
             transmittance=picture.transmittance,
@@ -209,41 +225,59 @@ class Renderer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _new_cache(self, prefetch_bytes: int) -> NodeCache:
-        scene = self.scene
-        budget = self.memory_budget - prefetch_bytes
-        return NodeCache(scene.store, scene.index, scene.shape, budget, prefetch_bytes=prefetch_bytes)
+    def _new_cache(self, read_ahead: bool) -> NodeCache:
+        """The cache within the budget: reads under way and what is read ahead have their shares of it."""
+        scene, costs = self.scene, row_costs(self.scene.shape)
+        smallest = smallest_working_set(scene.index, scene.shape)
+        if self.memory_budget < smallest:
+            raise BudgetError(
+                f"memory budget: expected at least {format_bytes(smallest)} ({smallest} bytes), which one chain of "
+                f"nodes with its bases takes in this scene, got {format_bytes(self.memory_budget)}"
+            )
+        spare = self.memory_budget - smallest
+        ahead = min(self.memory_budget // 8, spare) if read_ahead else 0
+        most = REMOTE_THREADS if scene.store.data.is_remote else LOCAL_THREADS
+        threads = min(most, 1 + (spare - ahead) // 8 // costs.read)
+        budget = self.memory_budget - ahead - threads * costs.read
+        return NodeCache(scene.store, scene.index, scene.shape, budget, threads=threads, prefetch_bytes=ahead)
 
     def _blocks(
-        self, camera: Camera, pose: Float64, lattice: MarchSettings
+        self, camera: Camera, pose: Float64, lattice: MarchSettings, abort: Callable[[], bool] | None = None
     ) -> Iterator[tuple[_Block, tuple[slice, slice]]]:
         """The blocks of a picture, row by row, and where they lie in it (rows, columns)."""
         for y0 in range(0, camera.height, self._block):
             for x0 in range(0, camera.width, self._block):
                 width, height = min(self._block, camera.width - x0), min(self._block, camera.height - y0)
-                block = _new_block(camera, pose, (x0, y0), (width, height), lattice)
+                block = _new_block(camera, pose, (x0, y0), (width, height), lattice, abort)
                 yield block, (slice(y0, y0 + height), slice(x0, x0 + width))
 
     def _draw(self, block: _Block, part: _Part, first: int, end: int | None) -> None:
         """Carry a part's rays, which stand at lattice step `first`, to `end` (None: to their end).
 
         What needs more nodes than the budget holds is halved: in the picture while it is large, then in distance, and
-        at last in the picture down to one pixel.
+        at last in the picture down to one pixel. What fits but would read many nodes is halved in distance, so that
+        what turns out to be hidden is not read.
         """
+        if block.abort is not None and block.abort():
+            raise Aborted
         rows = block.rows(part, block.state.alive(self._stop).numpy())
         if not len(rows):
             return
         keys = self._select(block, rows, first, end)
+        last = self._last_step(block) if end is None else end
+        middle = (first + last) // 2
         if self.cache.bytes_of(keys) <= self.cache.byte_budget:
-            self._march(block, rows, keys, end)
+            if last - first > _FINEST_CUT and self.cache.missing_bytes(keys) > self._eager_bytes:
+                self._draw(block, part, first, middle)
+                self._draw(block, part, middle, end)
+            else:
+                self._march(block, rows, keys, end)
             return
         if part.edge > _SMALL:
             for half in part.halves():
                 self._draw(block, half, first, end)
             return
-        last = self._last_step(block) if end is None else end
         if last - first > 1:
-            middle = (first + last) // 2
             self._draw(block, part, first, middle)
             self._draw(block, part, middle, end)
         elif part.edge > 1:
@@ -274,7 +308,7 @@ class Renderer:
         return block.step_at(float(np.linalg.norm(offset)) * root.edge) + 1
 
     def _march(self, block: _Block, rows: Int64, keys: Int64, end: int | None) -> None:
-        arena = self.cache.ensure(keys)
+        arena = self.cache.ensure(keys, block.abort)
         field = partial(shade, arena, self.scene.decoder)
         root = self.scene.header.root
         origin = torch.from_numpy(root.to_unit(block.pose[:, 3]))
@@ -324,7 +358,12 @@ class Renderer:
 
 
 def _new_block(
-    camera: Camera, pose: Float64, corner: tuple[int, int], size: tuple[int, int], lattice: MarchSettings
+    camera: Camera,
+    pose: Float64,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    lattice: MarchSettings,
+    abort: Callable[[], bool] | None,
 ) -> _Block:
     """The block of `size` (width, height) pixels at pixel `corner` (x, y)."""
     y, x = np.mgrid[corner[1] : corner[1] + size[1], corner[0] : corner[0] + size[0]]
@@ -341,6 +380,7 @@ def _new_block(
         footprint=1.0 / camera.focal,
         lattice=lattice,
         state=RayState.fresh(len(directions)),
+        abort=abort,
     )
 
 

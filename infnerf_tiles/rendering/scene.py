@@ -134,6 +134,14 @@ def drawable_octree(index: SceneIndex) -> Octree:
     return Octree.from_keys(index.keys).without(index.keys[~drawn])
 
 
+def content_centre(scene: Scene) -> Float64:
+    """float64[3], world: the median place of the finest nodes, which stand where the photos show most."""
+    octree = scene.octree
+    finest = octree.levels >= octree.depth - 1
+    centres = (octree.xyz[finest] + 0.5) / np.exp2(octree.levels[finest].astype(np.float64))[:, None]
+    return scene.header.root.to_world(np.median(centres, axis=0))
+
+
 def _field_shape(store: SceneStore) -> FieldShape:
     header = store.header
     try:

@@ -21,6 +21,7 @@ import imageio.v3 as iio
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
+from PIL import Image
 
 from infnerf_tiles.arrays import AnyArray, Float32, UInt8, check_shape
 from infnerf_tiles.errors import SettingsError, StorageFullError
@@ -56,14 +57,17 @@ class FrameWriter:
     the disk is full.
     """
 
-    def __init__(self, output: str | Path, *, fps: float = 30.0) -> None:
+    def __init__(self, output: str | Path, *, fps: float = 30.0, first: int = 0) -> None:
+        """first: number of the first frame that is written to a folder; those before are there already."""
         self.output = Path(output)
-        self.num_frames = 0
+        self.num_frames = first
         self._fps = fps
         self._shape: tuple[int, ...] | None = None
         self._film: _Film | None = None
         kind = self.output.suffix.lower()
         self._kind = kind if kind in (".mp4", ".png") else "folder"
+        if first and self._kind != "folder":
+            raise ValueError(f"{self.output}: only a folder of frames can be continued")
         if not 0.1 <= fps <= 1000:
             raise SettingsError(f"{self.output}: expected 0.1 to 1000 frames per second, got {fps:g}")
         self._prepare()
@@ -81,7 +85,7 @@ class FrameWriter:
             elif self._kind == ".png":
                 _write_png(self.output, frame)
             else:
-                _write_png(self.output / f"frame_{self.num_frames:06d}.png", frame)
+                _write_png(self.output / frame_name(self.num_frames, ".png"), frame)
         self.num_frames += 1
 
     def close(self) -> None:
@@ -126,7 +130,7 @@ class FrameWriter:
             raise SettingsError(f"{folder}: expected a folder that can be made, got: {error.strerror}") from error
         if self._kind == "folder":
             old = sum(1 for path in folder.iterdir() if _FRAME_NAME.fullmatch(path.name))
-            if old:
+            if old > self.num_frames:
                 log.warning("%s already holds %d frames; those past the last new one will stay", folder, old)
 
     def _check(self, frame: AnyArray) -> None:
@@ -141,6 +145,27 @@ class FrameWriter:
         if self._shape not in (None, frame.shape):
             raise ValueError(f"frame for {self.output}: expected shape {self._shape} as the first, got {frame.shape}")
         self._shape = frame.shape
+
+
+def frame_name(number: int, suffix: str) -> str:
+    """Name of a frame in a folder: "frame_000012.png"."""
+    return f"frame_{number:06d}{suffix}"
+
+
+def write_floats(path: Path, values: Float32) -> None:
+    """Write float32[h, w] as .npy or .tiff (one channel, 32-bit float), whole or not at all.
+
+    inf and NaN stay what they are. StorageFullError when the disk is full.
+    """
+    check_shape("values", values, (None, None))
+    buffer = io.BytesIO()
+    if path.suffix == ".npy":
+        np.save(buffer, np.ascontiguousarray(values, np.float32), allow_pickle=False)
+    else:
+        Image.fromarray(np.ascontiguousarray(values, np.float32)).save(buffer, format="TIFF")
+    with _full_disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, buffer.getvalue())
 
 
 class _PartialFile(io.FileIO):
@@ -257,10 +282,14 @@ def _colours(position: AnyArray, scale: tuple[str, ...]) -> UInt8:
 
 
 def _write_png(path: Path, image: NDArray[Any]) -> None:
+    _write_whole(path, iio.imwrite("<bytes>", image, extension=".png", plugin="pillow"))
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     partial = _partial(path)
     try:
         with _PartialFile(partial, "wb") as file:
-            file.write(iio.imwrite("<bytes>", image, extension=".png", plugin="pillow"))
+            file.write(data)
             file.check()
         os.replace(partial, path)
     except OSError:

@@ -111,7 +111,10 @@ def drop_bundle(store: GuardedStore, path: str) -> None:
 def current_keys(store: GuardedStore, path: str) -> list[str]:
     """Keys of the current version of a bundle, its document included; none if it was never completed."""
     head = _read_head(store, path)
-    return [] if head is None else [document_key(path), *store.keys(head.layout.path)]
+    if head is None:
+        return []
+    chunks = range(-(-head.schema.row_bytes // head.layout.chunk[0]))
+    return [document_key(path), document_key(head.layout.path), *(head.layout.chunk_key(chunk) for chunk in chunks)]
 
 
 def stale_versions(store: GuardedStore, path: str) -> list[str]:

@@ -9,20 +9,20 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
-from zarr.abc.store import Store
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import LocalStore, WrapperStore
 
 from infnerf_tiles.errors import StorageFullError
 from infnerf_tiles.store.chunk_codec import ChunkError
+from infnerf_tiles.store.fetch import wait_for
+from infnerf_tiles.store.remote import RemoteStore
 from infnerf_tiles.store.schema import MAX_DOCUMENT_BYTES
 
-_Result = TypeVar("_Result")
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -35,9 +35,11 @@ class GuardedStore(WrapperStore[Store]):
 
     def __init__(self, store: Store, name: str | None = None) -> None:
         super().__init__(store)
-        self.name = str(store) if name is None else name
+        own = store.name if isinstance(store, RemoteStore) else str(store)
+        self.name = own if name is None else name
         self._owned = name is not None
         self.local_root: Path | None = store.root if isinstance(store, LocalStore) else None
+        self.is_remote = isinstance(store, RemoteStore)
         self._dirty: set[str] = set()
         self._lock = threading.Lock()
 
@@ -68,15 +70,33 @@ class GuardedStore(WrapperStore[Store]):
                     return file.read()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
-        value = _wait(self._store.get(key, default_buffer_prototype()))
+        value = wait_for(self._store.get(key, default_buffer_prototype()))
         if value is None:
             return None
         _check_size(key, len(value), limit)
         return value.to_bytes()
 
+    def read_range(self, key: str, start: int | None, length: int) -> bytes | None:
+        """`length` bytes from byte `start` of an object on, the last `length` bytes where `start` is None; fewer if it
+        ends before. None if there is no such object."""
+        if self.local_root is not None:
+            try:
+                with (self.local_root / key).open("rb", buffering=0) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    file.seek(max(size - length, 0) if start is None else start)
+                    return file.read(length)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+        wanted: ByteRequest = SuffixByteRequest(length) if start is None else RangeByteRequest(start, start + length)
+        value = wait_for(self._store.get(key, default_buffer_prototype(), wanted))
+        if value is None:
+            return None
+        _check_size(key, len(value), length)
+        return value.to_bytes()
+
     def write_bytes(self, key: str, data: bytes) -> None:
         """Store `data` under `key`, as one atomic replacement."""
-        _wait(self.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+        wait_for(self.set(key, default_buffer_prototype().buffer.from_bytes(data)))
 
     def replace_durably(self, key: str, data: bytes) -> None:
         """`flush`, then replace `key` so that after a power cut it is either the old or the new, never in between."""
@@ -119,30 +139,34 @@ class GuardedStore(WrapperStore[Store]):
         """Whether something is stored under `key`."""
         if self.local_root is not None:
             return (self.local_root / key).is_file()
-        return _wait(self._store.exists(key))
+        return wait_for(self._store.exists(key))
 
     def size(self, key: str) -> int:
         """Bytes stored under `key`, 0 if nothing is."""
         try:
-            return _wait(self._store.getsize(key))
+            return wait_for(self._store.getsize(key))
         except FileNotFoundError:
             return 0
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of what lies directly in `folder`."""
-        return sorted(_wait(self._names(folder)))
+        """Sorted names of what lies directly in `folder`; none where the store cannot be listed."""
+        if not self.supports_listing:
+            return []
+        return sorted(wait_for(self._names(folder)))
 
     def keys(self, folder: str = "") -> list[str]:
-        """Sorted keys of everything below `folder`."""
-        return sorted(_wait(self._keys(folder)))
+        """Sorted keys of everything below `folder`; none where the store cannot be listed."""
+        if not self.supports_listing:
+            return []
+        return sorted(wait_for(self._keys(folder)))
 
     def remove(self, key: str) -> None:
         """Delete one key; nothing happens if it is missing."""
-        _wait(self._store.delete(key))
+        wait_for(self._store.delete(key))
 
     def remove_folder(self, folder: str) -> None:
         """Delete everything below `folder`."""
-        _wait(self._store.delete_dir(folder))
+        wait_for(self._store.delete_dir(folder))
 
     async def _names(self, folder: str) -> list[str]:
         return [name.rstrip("/") async for name in self._store.list_dir(folder)]
@@ -200,8 +224,3 @@ def _sync_folders(folders: set[Path], root: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def _wait(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run on Zarr's own event loop, where the clients of remote stores live."""
-    return sync(coroutine)

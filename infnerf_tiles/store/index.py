@@ -220,6 +220,15 @@ def read_generation(store: GuardedStore, generation: int) -> tuple[SceneIndex, d
     return SceneIndex(**columns), root
 
 
+def generation_keys(generation: int, index: SceneIndex) -> list[str]:
+    """Keys of everything that a generation with this index is stored under."""
+    path = generation_path(generation)
+    keys = [document_key(path)]
+    for layout, _ in _layouts(path, index.num_nodes, index.num_treelets):
+        keys += [document_key(layout.path), *([layout.chunk_key(0)] if layout.shape[0] else [])]
+    return keys
+
+
 def _layouts(path: str, nodes: int, treelets: int) -> list[tuple[ArrayLayout, str]]:
     layouts = []
     for name, (field, dtype) in _columns().items():

@@ -14,7 +14,7 @@ from infnerf_tiles.arrays import AnyArray, Float32, Int32, Int64
 from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.bundle import Bundle, drop_bundle, read_bundle, write_bundle
-from infnerf_tiles.store.documents import fingerprint
+from infnerf_tiles.store.documents import document_key, fingerprint
 from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState, plan_again
 from infnerf_tiles.store.row_arrays import RowKind
 from infnerf_tiles.store.scene_store import SceneStore
@@ -144,7 +144,10 @@ def read_all(store: SceneStore) -> tuple[JournalRecord, ...]:
 
 
 def record_names(store: SceneStore) -> tuple[str, ...]:
-    """Treelets with a record, damaged or not."""
+    """Treelets with a record, damaged or not; of a store that cannot be listed, those that its index knows."""
+    if not store.data.supports_listing:
+        roots = (str(NodeId.from_key(key)) for key in np.sort(store.read_index().root_keys).tolist())
+        return tuple(root for root in roots if store.data.has(document_key(treelet_folder("journal", root))))
     names = (name.replace("-", "/", 1) for name in store.data.names("journal") if name.startswith("L"))
     return tuple(str(node) for node in sorted(NodeId.parse(name) for name in names))
 

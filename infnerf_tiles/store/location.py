@@ -13,8 +13,9 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
-from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError, StoreError
+from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError, SettingsError, StoreError
 from infnerf_tiles.store.guarded import GuardedStore
+from infnerf_tiles.store.remote import OBJECT_SCHEMES, WEB_SCHEMES, open_remote
 from infnerf_tiles.store.schema import MAX_OBJECT_BYTES
 
 Location = str | Path | Store
@@ -26,9 +27,10 @@ _PARTIAL = re.compile(r".*\.[0-9a-f]{32}\.partial")
 def open_location(location: Location, mode: Mode) -> GuardedStore:
     """Open the bytes of a scene.
 
-    `location`: a folder, a .zip file (reading only), a URL that fsspec knows, or a Zarr store. `mode`: "r", "r+" (must
-    exist) or "w" (a folder is made). SceneNotFoundError if there is nothing at a path, StoreError if the place cannot
-    be written, DamagedStoreError if a zip is none or claims members larger than any the store writes.
+    `location`: a folder, a .zip file (reading only), a URL (http, https: reading only; s3, gs, az, ...; whatever else
+    fsspec knows), or a Zarr store. `mode`: "r", "r+" (must exist) or "w" (a folder is made). SceneNotFoundError if
+    there is nothing at a path, StoreError if the place cannot be written, DamagedStoreError if a zip is none or claims
+    members larger than any the store writes, SettingsError for a URL that cannot be used.
     """
     if isinstance(location, GuardedStore):
         return location
@@ -40,7 +42,7 @@ def open_location(location: Location, mode: Mode) -> GuardedStore:
     if text.startswith("file://"):
         location = Path(url2pathname(urlsplit(text).path))
     elif "://" in text:
-        return GuardedStore(FsspecStore.from_url(text, read_only=mode == "r"), display_name(text))
+        return _open_url(text, mode)
     path = Path(location)
     if mode == "w":
         return GuardedStore(LocalStore(path), str(path))
@@ -51,6 +53,26 @@ def open_location(location: Location, mode: Mode) -> GuardedStore:
     if mode == "r+":
         raise StoreError(f"scene {path}: expected a folder, got a file; a packed scene can be read but not changed")
     return _open_zip(path)
+
+
+def _open_url(url: str, mode: Mode) -> GuardedStore:
+    name, scheme = display_name(url), urlsplit(url).scheme.lower()
+    if scheme in WEB_SCHEMES:
+        if mode != "r":
+            raise StoreError(
+                f"scene {name}: expected a folder, got a web address, where it can be read but not changed"
+            )
+        # one address is one object there: what follows "?" can be a key to one object, not to thousands
+        if urlsplit(url).query:
+            raise SettingsError(f"scene {name}: expected an address without '?...', which only one file could have")
+    if scheme in WEB_SCHEMES | OBJECT_SCHEMES:
+        return GuardedStore(open_remote(url, name, read_only=mode == "r"), name)
+    try:
+        return GuardedStore(FsspecStore.from_url(url, read_only=mode == "r"), name)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(
+            f"scene {name}: expected a folder, a .zip, or a URL of a kind that is known here, got: {error}"
+        ) from error
 
 
 def display_name(url: str) -> str:

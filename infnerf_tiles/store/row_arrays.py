@@ -14,6 +14,7 @@ from infnerf_tiles.store.array_layout import ArrayLayout, check_array, create_ar
 from infnerf_tiles.store.chunk_codec import ChunkError
 from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.schema import MAX_SLOTS, MAX_TREELETS, SceneHeader
+from infnerf_tiles.store.shards import ShardReader
 
 RowKind = Literal["params", "occupancy", "base"]
 ROW_KINDS: tuple[RowKind, ...] = ("params", "occupancy", "base")
@@ -29,6 +30,7 @@ class RowArrays:
     def __init__(self, store: GuardedStore, header: SceneHeader, assumed: Collection[str] = ()) -> None:
         self._store = store
         self._layouts = {kind: _row_layout(kind, header) for kind in ROW_KINDS}
+        self._shards = {kind: ShardReader(store) for kind in ROW_KINDS}
         self._checked: set[str] = set(assumed)
         self._writable: dict[str, zarr.Array[Any]] = {}
         self._lock = threading.Lock()
@@ -43,9 +45,9 @@ class RowArrays:
         check_array(self._store, self._layouts[kind], may_grow=True)
 
     def chunk_key(self, kind: RowKind, slot: int) -> str:
-        """Key of a row's object."""
+        """Key of the object that holds a row: its own, or a shard."""
         layout = self._layouts[kind]
-        return layout.chunk_key(slot, *(0 for _ in layout.shape[1:]))
+        return layout.chunk_key(slot // layout.shard, *(0 for _ in layout.shape[1:]))
 
     def write(self, kind: RowKind, slot: int, row: AnyArray) -> None:
         """Replace one row. ValueError for another dtype or shape, or a slot beyond the capacity."""
@@ -68,6 +70,8 @@ class RowArrays:
         try:
             if not 0 <= slot < layout.shape[0]:
                 raise ChunkError(f"it lies outside the {layout.shape[0]} that exist")
+            if layout.shard > 1:
+                return self._shards[kind].read(layout, slot).reshape(layout.shape[1:])
             chunk = read_chunk(self._store, layout, slot, *(0 for _ in layout.shape[1:]))
             return chunk.reshape(layout.shape[1:])
         except ChunkError as error:
@@ -104,7 +108,9 @@ def _row_layout(kind: RowKind, header: SceneHeader) -> ArrayLayout:
     # `base` keeps its grid shape for other readers; a node's row is flat so that tensors can be added to it
     shape = schema.tensors[0].shape if kind == "base" else (schema.row_length,)
     capacity = header.treelet_capacity if kind == "base" else header.capacity
-    return ArrayLayout(path=kind, dtype=schema.dtype, shape=(capacity, *shape), chunk=(1, *shape))
+    return ArrayLayout(
+        path=kind, dtype=schema.dtype, shape=(capacity, *shape), chunk=(1, *shape), shard=header.shard_rows
+    )
 
 
 def _grown(capacity: int, needed: int, most: int) -> int:

@@ -82,10 +82,13 @@ class SceneStore:
         """Open a scene to read it ("r") or to change it ("r+"; with `sweep` also deletes old `.partial` leftovers).
 
         `location`: a folder, a .zip file ("r" only), a URL, or a Zarr store. SceneNotFoundError if there is no scene,
-        StoreFormatError if another format version made it, DamagedStoreError if its root document is damaged.
+        StoreFormatError if another format version made it, DamagedStoreError if its root document is damaged,
+        UnreachableError if a server fails, StoreError for "r+" on a packed copy.
         """
         data = open_location(location, mode)
         root = read_root(data)
+        if mode == "r+" and root.header.shard_rows > 1:
+            raise StoreError(f"scene {data.name}: a packed scene can be read but not changed; change the one it is of")
         if mode == "r+" and sweep:
             sweep_partial_files(data)
         return cls(data, root, writable=mode == "r+")

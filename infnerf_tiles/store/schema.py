@@ -22,6 +22,7 @@ MAX_NODES = 1 << 27
 MAX_TREELETS = 1 << 24
 MAX_ROW_BYTES = 1 << 28
 MAX_OBJECT_BYTES = 1 << 30
+MAX_SHARD_ROWS = 1 << 16
 MAX_DOCUMENT_BYTES = 1 << 26
 
 NODE_KEY_NOTE = "int64: level << 57 | Morton code of (x, y, z), x in bit 0 of each triple"
@@ -82,6 +83,7 @@ class SceneHeader:
     cells per edge of a node's occupancy. band_levels: levels of the treelet roots, ascending from 0. max_level: deepest
     level that growth may reach. gsd_ref: world units. settings: the resolved settings, JSON values. georeference: JSON
     values (`crs`, `origin`, `model_to_crs`) or None. capacity, treelet_capacity: rows that the arrays can hold.
+    shard_rows: rows that share one object, 1 except in packed copies, which cannot be changed.
     dataset: name of the input folder, without its path. created (ISO 8601), package_version: filled in by
     `SceneStore.create` when empty. ValueError if a number is out of range.
     """
@@ -99,6 +101,7 @@ class SceneHeader:
     georeference: Mapping[str, Any] | None = None
     capacity: int = 1024
     treelet_capacity: int = 64
+    shard_rows: int = 1
     dataset: str = ""
     created: str = ""
     package_version: str = ""
@@ -114,6 +117,7 @@ class SceneHeader:
             "max_level": (0, MAX_LEVEL),
             "capacity": (1, MAX_SLOTS),
             "treelet_capacity": (1, MAX_TREELETS),
+            "shard_rows": (1, MAX_SHARD_ROWS),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -164,6 +168,7 @@ class SceneHeader:
             },
             "capacity": self.capacity,
             "treelet_capacity": self.treelet_capacity,
+            **({"shard_rows": self.shard_rows} if self.shard_rows > 1 else {}),
             "rows": {name: schema.to_json() for name, schema in self.rows.items()},
             "node_keys": NODE_KEY_NOTE,
             "occupancy_bits": OCCUPANCY_NOTE,
@@ -190,6 +195,7 @@ class SceneHeader:
                 georeference=attributes["georeference"],
                 capacity=attributes["capacity"],
                 treelet_capacity=attributes["treelet_capacity"],
+                shard_rows=attributes.get("shard_rows", 1),
                 dataset=provenance["dataset"],
                 created=provenance["created"],
                 package_version=provenance["package_version"],

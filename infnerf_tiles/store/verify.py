@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from infnerf_tiles.errors import DamagedStoreError, StoreError
+from infnerf_tiles.errors import DamagedStoreError, StoreError, UnreachableError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.documents import document_key, read_document
 from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState
@@ -76,7 +76,8 @@ def verify(store: SceneStore, progress: Callable[[int, int], None] | None = None
     """Read every row that the index names, and everything else, against checksums and journal.
 
     `progress` is called with (rows done, rows in all). Where the current index is damaged, the rows of the one that
-    `repair` would restore are checked. Nothing is changed and nothing raised for damage.
+    `repair` would restore are checked. Nothing is changed and nothing raised for damage; UnreachableError if a server
+    fails, which says nothing about the scene.
     """
     found = list(_metadata(store))
     arrays = RowArrays(store.data, store.header, assumed=[damage.name for damage in found])
@@ -157,6 +158,8 @@ def _read_row(arrays: RowArrays, index: SceneIndex, row: tuple[RowKind, int]) ->
         if values.dtype.kind != "f" or np.isfinite(values).all():
             return None
         reason = f"{kind} slot {slot} holds values that are not finite"
+    except UnreachableError:  # says nothing about the row
+        raise
     except (StoreError, OSError) as error:
         reason = str(error)
     treelet = str(NodeId.from_key(int(index.root_keys[at if kind == "base" else index.treelets[at]])))
@@ -169,13 +172,13 @@ def _metadata(store: SceneStore) -> Iterator[Damage]:
     for kind in ROW_KINDS:
         try:
             store.rows.check_metadata(kind)
-        except StoreError as error:
+        except DamagedStoreError as error:
             yield Damage(kind="metadata", name=kind, reason=str(error))
     for path in CONTAINERS:
         try:
             if (read_document(store.data, path) or {}).get("node_type") != "group":
                 yield Damage(kind="metadata", name=path, reason=f"{document_key(path)} is missing or no group document")
-        except StoreError as error:
+        except DamagedStoreError as error:
             yield Damage(kind="metadata", name=path, reason=str(error))
 
 
@@ -184,6 +187,8 @@ def _groups(store: SceneStore) -> Iterator[Damage]:
         if store.has_small(group):
             try:
                 store.read_group(group)
+            except UnreachableError:
+                raise
             except StoreError as error:
                 yield Damage(kind="group", name=group, reason=str(error))
 

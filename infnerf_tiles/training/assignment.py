@@ -164,45 +164,51 @@ def _cast(
     size = np.array([[c.width, c.height] for c in cameras.cameras], np.float64)[cameras.camera_index[photo]]
     origins, directions = cameras.rays(photo, np.minimum(flat, size - 0.5))
     footprint = np.exp2(pyramid.astype(np.float64)) / cameras.focals[photo]
+    device = arena.device
+    unit, towards = root.to_unit(origins), directions / root.edge
     rays = Rays(
-        origins=torch.from_numpy(root.to_unit(origins)),
-        directions=torch.from_numpy(directions / root.edge),
-        footprint=torch.from_numpy(footprint),
-        offset=torch.full((len(photo),), 0.5, dtype=torch.float64),
+        origins=torch.from_numpy(unit).to(device),
+        directions=torch.from_numpy(towards).to(device),
+        footprint=torch.from_numpy(footprint).to(device),
+        offset=torch.full((len(photo),), 0.5, dtype=torch.float64, device=device),
     )
-    basis = direction_basis(torch.from_numpy(directions))
-    kernels = for_device(arena.device)
+    basis = direction_basis(torch.from_numpy(directions).to(device))
+    kernels = for_device(device)
     samples = kernels.march(rays, arena, context.march(2.0), keep=256, adapt=True)
     sigma, colour = shade(arena, shared.decoder, samples, basis)
     _, transmittance, depth, weights = kernels.composite(
         samples.ray_start, sigma, colour, samples.t, samples.dt, stop=1e-3
     )
-    opacity = 1.0 - transmittance.numpy()
-    distance = depth.numpy() / np.maximum(opacity, 1e-6)
-    pairs = _pairs(samples, weights.numpy(), rays, band, context.shape.cells)
+    opacity = 1.0 - transmittance.cpu().numpy()
+    distance = depth.cpu().numpy() / np.maximum(opacity, 1e-6)
+    pairs = _pairs(samples, weights.cpu().numpy(), unit, towards, band, context.shape.cells)
+    width = np.maximum(distance, 1e-9) * footprint
     fits, wants = (
-        _level_fits(context, rays, distance, pyramid, photo, band, octree, margin) for margin in (_LEVEL_MARGIN, 0.0)
+        _level_fits(context, unit + distance[:, None] * towards, width, pyramid, photo, band, octree, margin)
+        for margin in (_LEVEL_MARGIN, 0.0)
     )
-    return pairs, _Ends(fits=fits, wants=wants, opacity=opacity, crossed=_crossed(samples, rays, band))
+    return pairs, _Ends(fits=fits, wants=wants, opacity=opacity, crossed=_crossed(samples, unit, towards, band))
 
 
-def _crossed(samples: Samples, rays: Rays, band: BandCut) -> Int64:
+def _crossed(samples: Samples, origins: Float64, directions: Float64, band: BandCut) -> Int64:
     """int64 [Q]: cubes of the band's top level in which a ray has samples, at least 1."""
-    ray = samples.ray.numpy().astype(np.int64)
-    distance = samples.t.numpy()[:, None].astype(np.float64)
-    unit: Float64 = rays.origins.numpy()[ray] + distance * rays.directions.numpy()[ray]
+    ray = samples.ray.cpu().numpy().astype(np.int64)
+    distance = samples.t.cpu().numpy()[:, None].astype(np.float64)
+    unit: Float64 = origins[ray] + distance * directions[ray]
     cells = 1 << band.top
     at = np.clip(np.floor(unit * cells), 0, cells - 1).astype(np.int64)
     # samples of a ray are in order, so that a cube is one run of them
     new = (np.diff(at, axis=0, prepend=-1) != 0).any(axis=1) | (np.diff(ray, prepend=-1) != 0)
-    return np.maximum(np.bincount(ray[new], minlength=rays.origins.shape[0]), 1)
+    return np.maximum(np.bincount(ray[new], minlength=len(origins)), 1)
 
 
-def _pairs(samples: Samples, weights: Float32, rays: Rays, band: BandCut, node_cells: int) -> _Pairs:
+def _pairs(
+    samples: Samples, weights: Float32, origins: Float64, directions: Float64, band: BandCut, node_cells: int
+) -> _Pairs:
     """Sum each ray's weights by treelet; a sample within two voxels above of a face counts on both sides of it."""
-    ray = samples.ray.numpy().astype(np.int64)
-    distance = samples.t.numpy()[:, None].astype(np.float64)
-    unit: Float64 = rays.origins.numpy()[ray] + distance * rays.directions.numpy()[ray]
+    ray = samples.ray.cpu().numpy().astype(np.int64)
+    distance = samples.t.cpu().numpy()[:, None].astype(np.float64)
+    unit: Float64 = origins[ray] + distance * directions[ray]
     cells, count = 1 << band.top, len(band.root_keys)
     # a voxel of the level above is two cells of the band's root nodes
     margin = _MARGIN_VOXELS * 2.0 / node_cells
@@ -230,23 +236,23 @@ def _pairs(samples: Samples, weights: Float32, rays: Rays, band: BandCut, node_c
 
 def _level_fits(
     context: Context,
-    rays: Rays,
-    distance: Float64,
+    unit: Float64,
+    width: Float64,
     pyramid: Int32,
     photo: Int32,
     band: BandCut,
     octree: Octree,
     margin: float,
 ) -> Bool:
-    """bool [Q]: whether the ray's pixel wants levels of this band, up to `margin` levels off, where it ends.
+    """bool [Q]: whether the ray's pixel wants levels of this band, up to `margin` levels off, where it ends, at `unit`,
+    `width` world units wide.
 
     Too coarse for the band: its parents take it. Too fine: a deeper band takes it, unless none exists there or the
     photo has no coarser level (then the band learns the mean of what it cannot resolve).
     """
-    wanted = np.log2(context.gsd_root / (np.maximum(distance, 1e-9) * rays.footprint.numpy()))
+    wanted = np.log2(context.gsd_root / width)
     wanted += context.settings.octree.lod_bias
     coarse_enough = wanted <= band.bottom + margin
-    unit = rays.origins.numpy() + distance[:, None] * rays.directions.numpy()
     nothing_below = octree.deepest_level(unit) <= band.bottom
     cameras = context.photos.cameras
     levels = np.array([num_pyramid_levels(c.width) for c in cameras.cameras])

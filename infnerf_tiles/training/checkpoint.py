@@ -19,31 +19,29 @@ def save(trainer: Trainer) -> tuple[dict[str, AnyArray], dict[str, Any]]:
     """
     state, moments, own = trainer.state, trainer.moments, trainer.state.num_own
     state.check_finite(trainer.step)
+    facts, more = trainer.stepper.save()
     dense = state.shape.training_dense_rows
-    arrays: dict[str, AnyArray] = {
-        "keys": state.keys[:own],
-        "tables": state.tables[:own].numpy(),
-        "first_tables": moments.first_tables[:own].numpy(),
-        "second_tables": moments.second_tables[:own].numpy(),
-        "dense": state.dense[:dense].numpy(),
-        "first_dense": moments.first_dense.numpy(),
-        "second_dense": moments.second_dense.numpy(),
+    evidence = trainer.evidence
+    tensors = {
+        "tables": state.tables[:own],
+        "first_tables": moments.first_tables[:own],
+        "second_tables": moments.second_tables[:own],
+        "dense": state.dense[:dense],
+        "first_dense": moments.first_dense,
+        "second_dense": moments.second_dense,
         "ema": state.ema[:own],
-        "occupancy": state.occupancy[:own].numpy(),
-        "seen": trainer.evidence.seen[:own],
-        "count": trainer.evidence.count[:own],
-        "photos": trainer.evidence.photos[:own],
-        "reached": trainer.evidence.reached[:own],
+        "occupancy": state.occupancy[:own],
+        "seen": evidence.seen[:own],
+        "count": evidence.count[:own],
+        "photos": evidence.photos[:own],
+        "reached": evidence.reached[:own],
     }
-    if trainer.optimizer is not None:
+    arrays: dict[str, AnyArray] = {"keys": state.keys[:own]}
+    arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    if trainer.shared.trainable:
         for k, parameter in enumerate(trainer.shared.parameters()):
-            arrays[f"shared_{k}"] = parameter.detach().numpy()
-            moment = trainer.optimizer.state.get(parameter, {})
-            for name in ("exp_avg", "exp_avg_sq", "step"):
-                if name in moment:
-                    arrays[f"shared_{k}_{name}"] = np.atleast_1d(moment[name].numpy())
-    counters = {name: float(getattr(trainer, name)) for name in _COUNTERS}
-    return arrays, counters
+            arrays[f"shared_{k}"] = parameter.detach().cpu().numpy()
+    return arrays | more, {name: float(getattr(facts, name)) for name in _COUNTERS}
 
 
 def restore(trainer: Trainer, arrays: Mapping[str, AnyArray], counters: Mapping[str, Any]) -> None:
@@ -59,28 +57,30 @@ def restore(trainer: Trainer, arrays: Mapping[str, AnyArray], counters: Mapping[
     def put(target: torch.Tensor, name: str) -> None:
         target.copy_(torch.from_numpy(np.array(arrays[name])))
 
-    put(state.tables[:own], "tables")
-    put(moments.first_tables[:own], "first_tables")
-    put(moments.second_tables[:own], "second_tables")
-    put(state.dense[:dense], "dense")
-    put(moments.first_dense, "first_dense")
-    put(moments.second_dense, "second_dense")
-    put(state.occupancy[:own], "occupancy")
-    state.ema[:own] = arrays["ema"]
     evidence = trainer.evidence
-    evidence.seen[:own], evidence.count[:own], evidence.photos[:own] = arrays["seen"], arrays["count"], arrays["photos"]
-    evidence.reached[:own] = arrays["reached"]
+    for target, name in (
+        (state.tables[:own], "tables"),
+        (moments.first_tables[:own], "first_tables"),
+        (moments.second_tables[:own], "second_tables"),
+        (state.dense[:dense], "dense"),
+        (moments.first_dense, "first_dense"),
+        (moments.second_dense, "second_dense"),
+        (state.occupancy[:own], "occupancy"),
+        (state.ema[:own], "ema"),
+        (evidence.seen[:own], "seen"),
+        (evidence.count[:own], "count"),
+        (evidence.photos[:own], "photos"),
+        (evidence.reached[:own], "reached"),
+    ):
+        put(target, name)
     state.relink()
+    state.publish()
+    now = trainer.work.counters
     for name in _COUNTERS:
         value = float(counters[name])
-        setattr(trainer, name, value if name in ("samples_per_ray", "recent_error") else int(value))
-    if trainer.optimizer is not None:
+        setattr(now, name, value if name in ("samples_per_ray", "recent_error") else int(value))
+    if trainer.shared.trainable:
         for k, parameter in enumerate(trainer.shared.parameters()):
             with torch.no_grad():
                 put(parameter, f"shared_{k}")
-            if f"shared_{k}_step" in arrays:
-                trainer.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(arrays[f"shared_{k}_step"][0])),
-                    "exp_avg": torch.from_numpy(np.array(arrays[f"shared_{k}_exp_avg"])),
-                    "exp_avg_sq": torch.from_numpy(np.array(arrays[f"shared_{k}_exp_avg_sq"])),
-                }
+    trainer.stepper.load(arrays)

@@ -72,18 +72,29 @@ class DepthTargets:
         )
 
 
+def near_points(t: Tensor, dt: Tensor, distance: Tensor, footprint: Tensor) -> Tensor:
+    """bool [M]: which samples at t, dt float32 [M] are as near to their ray's point as its pixel allows.
+
+    distance, footprint: [M], distance of each sample's point and footprint of its ray at distance 1.
+    """
+    # a sample stands for an interval, so half of it counts too
+    return (t.to(distance.dtype) - distance).abs() <= HALF_WIDTH * footprint * distance + 0.5 * dt
+
+
+def mass_loss(mass: Tensor) -> Tensor:
+    """-log of the weight [D] that rays have near their points: DS-NeRF (Deng et al. 2022) with a box for its bell."""
+    return -torch.log(mass + 1e-2)
+
+
 def point_loss(weights: Tensor, samples: Samples, first: int, distance: Tensor, footprint: Tensor) -> Tensor:
-    """Mean of -log(weight near the point) over rays to points: DS-NeRF (Deng et al. 2022) with a box for its bell.
+    """Mean of `mass_loss` over rays to points.
 
     Args:
         weights: float32 [M] of all samples. first: rays from this one on lead to points.
         distance: float64 [D], distance of each such ray's point. footprint: float64 [D], at distance 1.
     """
-    count = distance.shape[0]
     begin = int(samples.ray_start[first])
     ray = samples.ray[begin:].long() - first
-    away = (samples.t[begin:].double() - distance[ray]).abs()
-    # a sample stands for an interval, so half of it counts too
-    near = away <= HALF_WIDTH * footprint[ray] * distance[ray] + 0.5 * samples.dt[begin:]
-    mass = torch.zeros(count).index_add(0, ray, weights[begin:] * near)
-    return -torch.log(mass + 1e-2).mean()
+    near = near_points(samples.t[begin:], samples.dt[begin:], distance[ray], footprint[ray])
+    mass = torch.zeros(distance.shape[0]).index_add(0, ray, weights[begin:] * near)
+    return mass_loss(mass).mean()

@@ -25,6 +25,7 @@ from infnerf_tiles.training.pixels import PATCH, Patches, PixelSet, all_patches
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, warm_start
 from infnerf_tiles.training.tasks import Progress, TrainTask, open_context
+from infnerf_tiles.training.trainer import training_device
 
 CHUNK_BYTES = 32 << 20
 """Patches of one chunk of photos, unless a single photo has more."""
@@ -81,10 +82,9 @@ def assign_photos(task: PixelTask, progress: Progress | None = None) -> dict[int
             levels = store.header.band_levels
             bottom = levels[task.band + 1] - 1 if task.band + 1 < len(levels) else store.header.max_level
             cut = BandCut(top=levels[task.band], bottom=bottom, root_keys=task.roots)
-            found = assign_patches(
-                context, _arena_above(context, index, task), context.read_shared(), patches, cut,
-                Octree.from_keys(index.keys),
-            )  # fmt: skip
+            arena, shared = _arena_above(context, index, task), context.read_shared()
+            shared.to(arena.device)
+            found = assign_patches(context, arena, shared, patches, cut, Octree.from_keys(index.keys))
             assigned = {key: patches.select(rows.astype(np.int32)) for key, rows in found.items() if len(rows)}
         write_assignment(store, task.band, task.chunk, assigned)
     return {key: mine.count for key, mine in assigned.items()}
@@ -93,12 +93,13 @@ def assign_photos(task: PixelTask, progress: Progress | None = None) -> dict[int
 def _arena_above(context: Context, index: SceneIndex, task: PixelTask) -> Arena:
     """What decides where rays end: the committed bands above; for the first band what the seed stage left."""
     root = NodeId(0, 0, 0, 0)
+    device = training_device(context.settings.training.device)
     if task.band:
         above = read_surroundings(context, index, root, task.band)
-        return TrainingState(context.shape, root, np.empty(0, np.int64), 0, above).arena
+        return TrainingState(context.shape, root, np.empty(0, np.int64), 0, above, device=device).arena
     row = int(np.flatnonzero(index.root_keys == 0)[0])
     keys = index.keys[index.treelets == row]
-    state = TrainingState(context.shape, root, keys, len(keys), ResidentNodes.none(context.shape))
+    state = TrainingState(context.shape, root, keys, len(keys), ResidentNodes.none(context.shape), device=device)
     warm_start(context, index, state)
     start_base(context, index, row, state)
     state.dense_grids[0] = 1

@@ -146,8 +146,6 @@ class PixelSet:
         y, x = np.divmod(pixel, PATCH)
         p = self.patches
         scale = (1 << p.pyramid[patch]).astype(np.float64)
-        xy = np.stack(
-            [(p.column[patch] * PATCH + x + 0.5) * scale, (p.row[patch] * PATCH + y + 0.5) * scale], axis=1
-        )
+        xy = np.stack([(p.column[patch] * PATCH + x + 0.5) * scale, (p.row[patch] * PATCH + y + 0.5) * scale], axis=1)
         rgb = self.rgb.reshape(-1, PATCH * PATCH, 3)[patch, pixel].astype(np.float32) / np.float32(255.0)
         return PixelBatch(photo=p.photo[patch], pyramid=p.pyramid[patch], xy=xy, rgb=rgb)

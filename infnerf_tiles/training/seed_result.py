@@ -46,7 +46,7 @@ def write_seed_result(store: SceneStore, trained: TrainedTreelet, trainer: Train
         node = NodeId.from_key(key)
         above = int(np.flatnonzero(state.keys == node.parent.key)[0])
         base = base_from_above(state.arena, (node.x, node.y, node.z), above)[: v**3]
-        store.write_base(slot, base.numpy().reshape(v, v, v, -1).astype(np.float16))
+        store.write_base(slot, base.cpu().numpy().reshape(v, v, v, -1).astype(np.float16))
     node_slots = slots.nodes[: len(trained.keys)]
     for k, slot in enumerate(node_slots):
         store.write_node(slot, trained.tables[k], trained.occupancy[k])
@@ -58,9 +58,9 @@ def write_seed_result(store: SceneStore, trained: TrainedTreelet, trainer: Train
         "slots": np.array(node_slots, np.int32),
         "base_keys": np.concatenate([np.zeros(1, np.int64), roots]),
         "base_slots": np.array(slots.bases[: 1 + len(roots)], np.int32),
-        "appearance/affine": shared.appearance.affine.detach().numpy(),
+        "appearance/affine": shared.appearance.affine.detach().cpu().numpy(),
         "appearance/known": known,
-        "background/coefficients": shared.background.coefficients.detach().numpy(),
+        "background/coefficients": shared.background.coefficients.detach().cpu().numpy(),
     }
     arrays |= {f"decoder/{name}": array for name, array in shared.decoder.to_arrays().items()}
     write_bundle(store.data, _PATH, arrays, {})

@@ -23,6 +23,11 @@ class Shared:
     learns_appearance: bool = True
     """Whether photos have transforms of their own; otherwise all stay the identity."""
 
+    def to(self, device: torch.device) -> None:
+        """Move all parts to a device, in place."""
+        for part in (self.decoder, self.appearance, self.background):
+            part.to(device)
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """All shared parameters that learn."""
         appearance = list(self.appearance.parameters()) if self.learns_appearance else []

@@ -97,6 +97,7 @@ def warm_start(context: Context, index: SceneIndex, state: TrainingState) -> Boo
         state.tables[k] = torch.from_numpy(table.astype(np.float32)).view(shape.table_size, shape.features)
         state.occupancy[k] = torch.from_numpy(bits)
         filled[k] = True
+    state.publish()
     return filled
 
 
@@ -111,6 +112,7 @@ def start_base(context: Context, index: SceneIndex, row: int, state: TrainingSta
     elif above >= 0:
         top = state.top
         state.dense[:rows] = base_from_above(arena, (top.x, top.y, top.z), above)
+    state.publish()
 
 
 def start_occupancy(context: Context, state: TrainingState, filled: Bool) -> Bool:
@@ -119,7 +121,7 @@ def start_occupancy(context: Context, state: TrainingState, filled: Bool) -> Boo
     Without points and without a parent everything is occupied.
     """
     o = state.shape.occupancy_cells
-    children = state.arena.children.numpy()
+    children = state.arena.children.cpu().numpy()
     points = context.photos.points
     known = np.zeros((len(state.keys), o, o, o), np.bool_)
     if points is not None and points.num_points:
@@ -128,7 +130,7 @@ def start_occupancy(context: Context, state: TrainingState, filled: Bool) -> Boo
         unit = unit[((unit >= 0) & (unit < 1)).all(axis=1)]
         known = cells_of_points(unit, state.level, children, root=state.arena.root, occupancy_cells=o)
     cells = known[: state.num_own].copy()
-    all_bits = state.occupancy.numpy()
+    all_bits = state.occupancy.cpu().numpy()
     have_points = points is not None and points.num_points > 0
     order = np.argsort(state.level[: state.num_own], kind="stable")
     slot_of = {int(k): s for s, k in enumerate(state.keys) if k >= 0}

@@ -35,7 +35,7 @@ from infnerf_tiles.training.seed_result import SeedSlots, write_seed_result
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, start_occupancy, warm_start
-from infnerf_tiles.training.trainer import Trainer, psnr_of
+from infnerf_tiles.training.trainer import Trainer, psnr_of, training_device
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ def settings_fingerprint(settings: Settings) -> str:
     """Fingerprint of the settings that change what is learned."""
     document = settings.model_dump(mode="json")
     document.pop("rendering", None)
+    # where it is computed is no part of what is learned
+    document["training"].pop("device")
     return fingerprint(document)
 
 
@@ -146,7 +148,8 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         keys = seed_nodes(index.keys, header.band_levels, s.training.seed_nodes, s.training.seed)
         top = NodeId(0, 0, 0, 0)
         capacity = task.slots[1] - task.slots[0]
-        state = TrainingState(context.shape, top, keys, capacity, ResidentNodes.none(context.shape))
+        device = training_device(s.training.device)
+        state = TrainingState(context.shape, top, keys, capacity, ResidentNodes.none(context.shape), device=device)
         state.start_occupancy(
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
         )
@@ -184,13 +187,17 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
         keys = index.keys[index.treelets == row]
         capacity = task.slots[1] - task.slots[0]
-        state = TrainingState(context.shape, top, keys, capacity, read_surroundings(context, index, top, band))
+        surroundings = read_surroundings(context, index, top, band)
+        device = training_device(s.training.device)
+        state = TrainingState(context.shape, top, keys, capacity, surroundings, device=device)
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
         seed = (s.training.seed, top.key)
-        pixels = open_pixels(store, str(top), task.pixel_bytes, s.training.passes, seed)
+        # a step on the device draws from what was put there once
+        limit = task.pixel_bytes if device.type == "cpu" else None
+        pixels = open_pixels(store, str(top), limit, s.training.passes, seed)
         rays = int(s.training.passes * (1.0 - s.training.seed_share) * pixels.num_pixels)
         frame = Frame(
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,

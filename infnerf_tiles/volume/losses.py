@@ -6,11 +6,25 @@ import torch
 from torch import Tensor
 
 
-def colour_loss(kind: Literal["huber", "mse"], prediction: Tensor, target: Tensor, delta: float = 0.1) -> Tensor:
-    """Mean over rays and channels. Huber is scaled by 1/delta so that large errors count like L1."""
+def colour_loss(
+    kind: Literal["huber", "mse"], prediction: Tensor, target: Tensor, delta: float = 0.1, *, mask: Tensor | None = None
+) -> Tensor:
+    """Mean over rays and channels. Huber is scaled by 1/delta so that large errors count like L1.
+
+    mask: float32 [Q], 1 for the rays that count in buffers of fixed size, 0 for the others.
+    """
+    how = "mean" if mask is None else "none"
     if kind == "mse":
-        return torch.nn.functional.mse_loss(prediction, target)
-    return torch.nn.functional.huber_loss(prediction, target, delta=delta) / delta
+        loss = torch.nn.functional.mse_loss(prediction, target, reduction=how)
+    else:
+        loss = torch.nn.functional.huber_loss(prediction, target, delta=delta, reduction=how) / delta
+    return loss if mask is None else masked_mean(loss.mean(dim=1), mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values float [Q] where the mask float [Q] is 1, not 0; 0 if that is nowhere."""
+    # not a product: what is masked may be infinite
+    return torch.where(mask > 0, values, 0.0).sum() / mask.sum().clamp(min=1.0)
 
 
 def _exclusive_segment_sum(values: Tensor, ray_start: Tensor, ray: Tensor) -> Tensor:
@@ -20,14 +34,24 @@ def _exclusive_segment_sum(values: Tensor, ray_start: Tensor, ray: Tensor) -> Te
     return (before[:-1] - before[ray_start[ray]]).to(values.dtype)
 
 
-def distortion_loss(weights: Tensor, position: Tensor, length: Tensor, ray_start: Tensor, ray: Tensor) -> Tensor:
+def distortion_loss(
+    weights: Tensor,
+    position: Tensor,
+    length: Tensor,
+    ray_start: Tensor,
+    ray: Tensor,
+    *,
+    num_rays: Tensor | int | None = None,
+) -> Tensor:
     """Distortion of mip-NeRF 360 (Barron et al. 2022, Eq. 15) per ray, averaged over rays.
 
     Args:
         weights: float32 [M]. position: [M], middle of the sample in the metric of the loss (log t here).
         length: [M], its length in that metric. ray_start: int64 [Q+1]. ray: int64 [M].
+        num_rays: rays to average over, at least 1; None: Q. In buffers of fixed size, where samples behind the last ray
+            weigh nothing, `ray_start` may be [Q].
     """
-    num = max(1, ray_start.shape[0] - 1)
+    num = max(1, ray_start.shape[0] - 1) if num_rays is None else num_rays
     # sum over pairs of w_i w_j |s_i - s_j| = 2 sum_i w_i (s_i W_<i - S_<i), samples being sorted along the ray
     weight_before = _exclusive_segment_sum(weights, ray_start, ray)
     moment_before = _exclusive_segment_sum(weights * position, ray_start, ray)

@@ -25,12 +25,16 @@ OPTIONS = {
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | BUDGETS | PLACE | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
-    | {"--depth", "--alpha", "--levels"}
+    | {"--depth", "--depth-format", "--alpha", "--levels"}
     | DRAWING
     | SETTINGS,
+    "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width"},
+    "export": {"SCENE", "OUT", "--what", "--pyramid", "--node", "--max-points", "--depth-format", "--appearance"}
+    | {"--memory-budget", "--threads"},
     "info": {"SCENE", "--treelets"},
     "verify": {"SCENE", "--repair"},
     "gc": {"SCENE"},
+    "pack": {"SCENE", "OUT", "--nodes-per-shard"},
 }
 """What a script may rely on: taking something away from here breaks somebody."""
 

@@ -79,7 +79,7 @@ def test_hand_over_blends_the_outputs(rng: np.random.Generator, arena: Arena, de
     )
     for blend in (samples.blend, torch.where(mixed, 0.0, 1.0), torch.ones_like(samples.blend)):
         sigma, colour = shade(arena, decoder, replace(samples, blend=blend), basis)
-        assert torch.equal(sigma[~mixed], own[0][~mixed])
+        assert torch.equal(sigma[~mixed], (own[0] * blend)[~mixed])
         assert torch.equal(colour[~mixed], own[1][~mixed])
         share = blend[mixed]
         torch.testing.assert_close(sigma[mixed], share * own[0][mixed] + (1 - share) * above[0], rtol=1e-6, atol=0.0)

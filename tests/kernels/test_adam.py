@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from infnerf_tiles.kernels import cpu, reference
+from infnerf_tiles.kernels.arena import adam_scalars
 
 TWINS = pytest.mark.parametrize("twin", [cpu, reference], ids=["cpu", "reference"])
 
@@ -120,3 +121,44 @@ def test_reference_keeps_float64() -> None:
     own["touched"].fill_(1)
     update(reference, own, step=1, rate=1e-12)
     assert own["value"].item() == pytest.approx(1 - 1e-12, abs=1e-16)
+
+
+@TWINS
+def test_scalars_may_come_as_a_tensor(rng: np.random.Generator, twin: ModuleType) -> None:
+    start = torch.from_numpy(rng.normal(size=(60, 8))).float()
+    plain, given = state(start), state(start)
+    for own in (plain, given):
+        own["gradient"].copy_(torch.linspace(-1.0, 1.0, 480).view(60, 8))
+        own["touched"].fill_(1)
+    twin.adam(**plain, step=4, rate=1e-2)
+    twin.adam(**given, scalars=torch.tensor(adam_scalars(4, 1e-2), dtype=torch.float64))
+    for name in plain:
+        assert torch.equal(plain[name], given[name]), name
+
+
+@TWINS
+def test_half_copies_follow_the_touched_blocks(rng: np.random.Generator, twin: ModuleType) -> None:
+    own = state(torch.from_numpy(rng.normal(size=(60, 8))).float())
+    half = torch.zeros(60, 8, dtype=torch.float16)
+    own["gradient"].copy_(random_gradient(rng, (60, 8)))
+    own["touched"][::2] = 1
+    twin.adam(**own, step=1, rate=0.1, half=half)
+    assert torch.equal(half[::2], own["value"][::2].half())
+    assert not half[1::2].any()
+
+
+@TWINS
+def test_a_disabled_step_only_clears(rng: np.random.Generator, twin: ModuleType) -> None:
+    own = state(torch.from_numpy(rng.normal(size=(60, 8))).float())
+    own["gradient"].copy_(random_gradient(rng, (60, 8)))
+    own["gradient"][2, 2] = torch.nan
+    own["touched"][:30] = 1
+    before = {name: tensor.clone() for name, tensor in own.items()}
+    twin.adam(**own, step=1, rate=0.1, enabled=torch.zeros(1, dtype=torch.uint8))
+    for name in ("value", "first", "second"):
+        assert torch.equal(own[name], before[name])
+    assert not own["gradient"][:30].any()
+    assert torch.equal(own["gradient"][30:], before["gradient"][30:])
+    assert not own["touched"].any()
+    twin.adam(**{**before, "touched": before["touched"]}, step=1, rate=0.1, enabled=torch.ones(1, dtype=torch.uint8))
+    assert not torch.equal(before["value"], own["value"])

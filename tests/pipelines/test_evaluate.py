@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 from infnerf_tiles.pipelines.evaluate import evaluate
-from infnerf_tiles.pipelines.surfaces import CLASSES, STRIP_VOXELS, StripSums, surfaces
+from infnerf_tiles.pipelines.surfaces import STRIP_VOXELS, STRIPS, StripSums, surfaces
 from rendering.random_scenes import make_scene, near_keys, poses_around
 
 from infnerf_tiles.arrays import UInt8
@@ -125,8 +125,13 @@ def test_faces_of_nodes_and_treelets_are_where_they_should_be(scene: Scene) -> N
     voxel = root.edge / 4 / cells  # level 2, the deepest here and the second band's root level
     pose = np.array([[1.0, 0, 0, 1.0], [0, -1.0, 0, 1.0], [0, 0, -1.0, 60.0]])
     camera = Camera("SIMPLE_PINHOLE", 8, 8, (1e4, 4.0, 4.0))
-    expected = {0.0: 2, 1.5 * voxel: 2, 2.5 * voxel: 0, root.edge / 8: 0, root.edge / 4 - voxel: 2}
-    for height, kind in expected.items():
+    # level 2 is the second band's root level: its nodes' faces are treelets' faces
+    faces, beside, nowhere = [3], [0, 2], list[int]()
+    expected = {
+        0.0: faces, 1.5 * voxel: faces, 2.5 * voxel: nowhere, 6.5 * voxel: beside, 10.5 * voxel: nowhere,
+        root.edge / 4 - voxel: faces, root.edge / 4 - 9.5 * voxel: beside,
+    }  # fmt: skip
+    for height, strips in expected.items():
         flat = np.full((8, 8), 60.0 - height, np.float32)
         # looking almost straight down, at a place far from the other faces
         picture = Picture(
@@ -136,17 +141,21 @@ def test_faces_of_nodes_and_treelets_are_where_they_should_be(scene: Scene) -> N
         shifted = pose.copy()
         shifted[:2, 3] = root.edge / 8
         found = surfaces(scene, camera, shifted, picture, 0.0)
-        assert (found.kind == kind).all(), height
+        upwards = found.strips[:, 2]
+        assert upwards.all(axis=(1, 2)).nonzero()[0].tolist() == strips, height
+        assert not np.delete(upwards, strips, axis=0).any(), height
+        assert not found.strips[[1, 3], :2].any(), height
     hidden = replace(picture, transmittance=np.full((8, 8), 0.2, np.float32))
-    assert (surfaces(scene, camera, shifted, hidden, 0.0).kind == -1).all()
+    assert not surfaces(scene, camera, shifted, hidden, 0.0).strips.any()
     assert STRIP_VOXELS == 2.0
 
 
 def test_a_seam_shows_in_its_strip_only(rng: np.random.Generator) -> None:
     photo = rng.uniform(0.2, 0.8, (60, 60, 3))
     render = photo + rng.normal(0.0, 0.01, photo.shape)
-    kind = np.zeros((60, 60), np.int64)
-    kind[:, 20:25], kind[:, 40:45] = 1, 2
+    kind = np.zeros((4, 3, 60, 60), np.bool_)
+    for k, first in enumerate((10, 20, 30, 40)):
+        kind[k, :, :, first : first + 5] = True
     fine = StripSums()
     fine.add(kind, np.ones((60, 60), np.bool_), render, photo)
     for figures in fine.figures():
@@ -156,8 +165,8 @@ def test_a_seam_shows_in_its_strip_only(rng: np.random.Generator) -> None:
     torn[:, 42] += 0.5
     seams = StripSums()
     seams.add(kind, np.ones((60, 60), np.bool_), torn, photo)
-    interior, nodes, treelets = seams.figures()
-    assert [interior.where, nodes.where, treelets.where] == list(CLASSES)
+    _, nodes, _, treelets = seams.figures()
+    assert [figures.where for figures in seams.figures()] == list(STRIPS)
     assert nodes.error_ratio == pytest.approx(1.0, abs=0.15)
     assert treelets.error_ratio is not None
     assert treelets.gradient_ratio is not None

@@ -1,6 +1,7 @@
 """The cache: what is resident, what it costs, what is read, and what happens to damaged rows."""
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -284,7 +285,12 @@ def test_reading_ahead_keeps_to_its_bytes_and_hides_no_damage(tmp_path: Path) ->
         budget = 9 * 2 * scene.shape.base_length + 7 * row_bytes
         cache = NodeCache(scene.store, scene.index, scene.shape, ROOMY, prefetch_bytes=budget)
         cache.prefetch(DEEP)
-        assert budget - 2 * scene.shape.base_length <= cache.prefetched_bytes <= budget
+        most = cost = 0
+        while cost < budget - 4 * scene.shape.base_length:  # a row takes twice its bytes while it is read
+            cost = cache.prefetched_bytes
+            most = max(most, cost)
+            time.sleep(0.001)
+        assert most <= budget
         cache.ensure(DEEP[:1])
         assert cache.damaged_nodes == (str(NodeId.from_key(int(DEEP[0]))),)
         assert DEEP[0] not in resident(cache)

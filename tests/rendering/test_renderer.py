@@ -34,7 +34,8 @@ from infnerf_tiles.geometry.node_id import ancestor_keys
 from infnerf_tiles.kernels import reference
 from infnerf_tiles.kernels.arena import Rays, Samples
 from infnerf_tiles.rendering import ray_state
-from infnerf_tiles.rendering.node_cache import NodeCache
+from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
+from infnerf_tiles.rendering.node_cache import Aborted, NodeCache
 from infnerf_tiles.rendering.ray_state import RayState, march_and_composite
 from infnerf_tiles.rendering.renderer import Picture, Renderer
 from infnerf_tiles.rendering.scene import Scene
@@ -86,7 +87,48 @@ def test_any_budget_gives_the_same_bits(scene: Scene) -> None:
             picture = renderer.render(camera, POSE)
             assert differing(picture, expected) == []
             assert renderer.cache.counters.evictions > 0
-            assert renderer.cache.num_bytes <= share * smallest
+            assert renderer.cache.num_bytes <= renderer.cache.peak_bytes <= share * smallest
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25, 0.05])
+def test_the_budget_is_hard_and_the_picture_the_same(scene: Scene, share: float) -> None:
+    costs = row_costs(scene.shape)
+    whole = scene.octree.num_nodes * costs.node + scene.index.num_treelets * costs.base
+    budget = max(int(share * whole), smallest_working_set(scene.index, scene.shape))
+    with renderer_of(scene, budget, read_ahead=True) as renderer:
+        small = Camera("SIMPLE_PINHOLE", 24, 18, (30.0, 12.0, 9.0))
+        renderer.prefetch(small, pose((45.0, 35.0, 22.0)))
+        assert differing(renderer.render(small, POSE), drawn(scene, small)) == []
+        assert 0 < renderer.cache.peak_bytes <= budget
+
+
+def test_hidden_nodes_are_not_read() -> None:
+    """A wall in front: the picture is the same with and without looking first, and much less is read."""
+    keys = full_keys(3)
+    with Scene.of_store(make_scene(MemoryStore(), keys=keys, fill=1.0, density=8.0)) as scene:
+        camera, place = Camera("SIMPLE_PINHOLE", 12, 9, (20.0, 6.0, 4.5)), pose((31.0, 1.0, 2.0), (-30.0, 1.0, 2.0))
+        pictures, read = [], []
+        for eager in (1 << 20, 1):
+            with renderer_of(scene, eager_nodes=eager) as renderer:
+                pictures.append(renderer.render(camera, place))
+                read.append(renderer.cache.counters.bytes_read)
+        assert pictures[0].transmittance.max() < 0.01
+        assert differing(*pictures) == []
+        assert read[1] < 0.5 * read[0]
+
+
+def test_a_picture_nobody_wants_any_more_is_given_up(scene: Scene) -> None:
+    asked: list[bool] = []
+
+    def abort() -> bool:
+        asked.append(True)
+        return len(asked) > 3
+
+    with renderer_of(scene, block=8) as renderer:
+        with pytest.raises(Aborted):
+            renderer.render(CAMERA, POSE, abort=abort)
+        assert len(asked) == 4
+        assert differing(renderer.render(CAMERA, POSE), drawn(scene)) == []
 
 
 def test_cutting_the_work_otherwise_gives_the_same_bits(scene: Scene) -> None:

@@ -1,8 +1,5 @@
 """One scene, many places: folders, zip archives, URLs."""
 
-import functools
-import http.server
-import threading
 import zipfile
 from pathlib import Path
 
@@ -99,28 +96,6 @@ def test_urls(scene: Path) -> None:
     assert verify(again).ok
     with pytest.raises(SceneNotFoundError):
         SceneStore.open("memory://infnerf-tiles-test/nowhere")
-
-
-def test_a_scene_behind_a_plain_web_server(scene: Path) -> None:
-    pytest.importorskip("aiohttp")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(scene.parent)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with SceneStore.open(f"http://127.0.0.1:{server.server_address[1]}/scene.zarr") as store:
-            assert store.read_index().same_as(SceneStore.open(scene).read_index())
-            np.testing.assert_array_equal(store.read_node(3), table(3, store))
-            with pytest.raises(DamagedNodeError, match="is missing"):
-                store.rows.read("params", 5)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_names_of_urls_carry_no_secrets() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from infnerf_tiles.pipelines.build import build
+from torch import Tensor
 
 from infnerf_tiles.arrays import AnyArray, Float64, Int64, UInt8
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
@@ -24,6 +25,7 @@ from infnerf_tiles.store.journal import read_all
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.synthetic.capture import write_city_dataset
 from infnerf_tiles.training.context import Context, scene_dataset
+from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.pixels import PixelSet, all_patches
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
@@ -127,19 +129,22 @@ def differences(a: dict[str, AnyArray], b: dict[str, AnyArray]) -> list[str]:
 def state_arrays(trainer: Trainer) -> dict[str, AnyArray]:
     """All arrays of a trainer that a step changes."""
     state, moments = trainer.state, trainer.moments
-    arrays: dict[str, AnyArray] = {
-        "keys": state.keys, "tables": state.tables.numpy(), "dense": state.dense.numpy(), "ema": state.ema,
-        "occupancy": state.occupancy.numpy(), "any": state.arena.any_occupied.numpy(),
-        "children": state.arena.children.numpy(), "first_tables": moments.first_tables.numpy(),
-        "second_tables": moments.second_tables.numpy(), "first_dense": moments.first_dense.numpy(),
-        "second_dense": moments.second_dense.numpy(), "seen": trainer.evidence.seen,
+    parts: dict[str, AnyArray | Tensor] = {
+        "keys": state.keys, "tables": state.tables, "dense": state.dense, "ema": state.ema,
+        "occupancy": state.occupancy, "any": state.arena.any_occupied,
+        "children": state.arena.children, "first_tables": moments.first_tables,
+        "second_tables": moments.second_tables, "first_dense": moments.first_dense,
+        "second_dense": moments.second_dense, "seen": trainer.evidence.seen,
         "count": trainer.evidence.count, "photos": trainer.evidence.photos,
-        "counters": np.array([trainer.step, trainer.rays_done, trainer.samples_done, trainer.samples_per_ray,
-                              trainer.growths, trainer.recent_error]),
+        "reached": trainer.evidence.reached,
+        "counters": np.array(list(vars(trainer.work.counters).values())),
     }  # fmt: skip
     for k, parameter in enumerate(trainer.shared.parameters()):
-        arrays[f"shared {k}"] = parameter.detach().numpy()
-    return {name: array.copy() for name, array in arrays.items()}
+        parts[f"shared {k}"] = parameter
+    return {
+        name: part.copy() if isinstance(part, np.ndarray) else part.detach().cpu().numpy().copy()
+        for name, part in parts.items()
+    }
 
 
 # --- without a store: one camera ring around a coloured ball ------------------------------------------------------
@@ -207,12 +212,19 @@ def ball_trainer(
     grows: bool = False,
     room: int = 8,
     frame_: Frame | None = None,
+    device: str = "cpu",
+    on_device: bool = False,
+    depth: DepthTargets | None = None,
+    warm: bool = True,
 ) -> Trainer:
-    """A trainer of the ball with own nodes `keys`, everything occupied."""
+    """A trainer of the ball with own nodes `keys`, everything occupied; `on_device`: by steps in fixed buffers."""
     cameras = ring()
     photos = {i: ball_photo(cameras, i) for i in range(cameras.num_photos)}
     pixels = PixelSet.gather(all_patches(cameras, list(photos)), lambda i: [(photos[i], None)])
-    state = TrainingState(SHAPE, top, keys, len(keys) + room, frozen or ResidentNodes.none(SHAPE))
+    state = TrainingState(
+        SHAPE, top, keys, len(keys) + room, frozen or ResidentNodes.none(SHAPE),
+        device=torch.device(device), copies=on_device or None,
+    )  # fmt: skip
     o = SHAPE.occupancy_cells
     state.start_occupancy(np.ones((len(keys), o, o, o), np.bool_), 0.02)
     return Trainer(
@@ -226,7 +238,8 @@ def ball_trainer(
         seed=(7, top.key, 1),
         grows=grows,
         min_points=4,
-        warm=True,
+        warm=warm,
+        depth=depth,
     )
 
 

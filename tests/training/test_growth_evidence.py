@@ -1,5 +1,7 @@
 """What samples say about nodes, and the nodes that grow from it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -18,9 +20,17 @@ def new_state(depth: int = 2, room: int = 8) -> TrainingState:
     return TrainingState(SHAPE, TOP, keys, len(keys) + room, ResidentNodes.none(SHAPE))
 
 
-def links_of(state: TrainingState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    arena = state.arena
-    return arena.level.numpy(), arena.top_level.numpy(), arena.treelet.numpy()
+def note(
+    evidence: Evidence, state: TrainingState, slot: np.ndarray, wanted: np.ndarray, weight: np.ndarray,
+    position: np.ndarray, photo: np.ndarray, ray: np.ndarray,
+) -> None:  # fmt: skip
+    """Add samples given by the columns that evidence looks at."""
+    columns = (slot, wanted, position, ray)
+    samples = SimpleNamespace(
+        **{k: torch.from_numpy(v) for k, v in zip(("slot", "wanted", "position", "ray"), columns, strict=True)}
+    )
+    now = torch.tensor([1], dtype=torch.int32)
+    evidence.note(samples, torch.from_numpy(weight), torch.from_numpy(photo), state.arena, now)  # type: ignore[arg-type]
 
 
 def test_evidence_counts_as_a_slow_loop_does(rng: np.random.Generator) -> None:
@@ -38,7 +48,7 @@ def test_evidence_counts_as_a_slow_loop_does(rng: np.random.Generator) -> None:
         position = state.local_position(torch.from_numpy(slot), torch.from_numpy(inside.astype(np.float32))).numpy()
         photo = rng.integers(0, 150, rays)
         ray = rng.integers(0, rays, num).astype(np.int32)
-        evidence.note(slot, wanted, weight, position, photo, ray, links_of(state))
+        note(evidence, state, slot, wanted, weight, position, photo, ray)
         for m in range(num):
             s = int(slot[m])
             if weight[m] < np.float32(MIN_WEIGHT):
@@ -70,7 +80,7 @@ def test_few_photos_are_no_evidence_however_many_samples() -> None:
         ray = np.arange(60, dtype=np.int32)
         ones = np.ones(60, np.float32)
         position = np.full((60, 3), 0.3, np.float32)
-        evidence.note(np.ones(60, np.int32), 9 * ones, ones, position, ray % photos, ray, links_of(state))
+        note(evidence, state, np.ones(60, np.int32), 9 * ones, ones, position, (ray % photos).astype(np.int64), ray)
         assert bool(len(evidence.octants(10)[0])) == grows
         assert len(evidence.octants(61)[0]) == 0
         evidence.forget()
@@ -82,9 +92,9 @@ def test_frozen_slots_leave_no_evidence() -> None:
     state = new_state(1)
     evidence = Evidence(4, state.shape.occupancy_cells)
     one = np.ones(1, np.float32)
-    evidence.note(
-        np.array([4], np.int32), 9 * one, one, np.full((1, 3), 0.3, np.float32), np.zeros(1, np.int64),
-        np.zeros(1, np.int32), links_of(state),
+    note(
+        evidence, state, np.array([4], np.int32), 9 * one, one, np.full((1, 3), 0.3, np.float32), np.zeros(1, np.int64),
+        np.zeros(1, np.int32),
     )  # fmt: skip
     assert (evidence.seen == -1).all()
     assert (evidence.count == 0).all()
@@ -96,6 +106,7 @@ def test_children_link_to_their_parents_and_start_from_their_cells(rng: np.rando
     cells = rng.random((state.num_own, o, o, o)) < 0.2
     state.start_occupancy(cells, 0.5)
     before = state.num_own
+    grown = dilate_cells(cells, state.neighbours)
     leaf = int(np.flatnonzero(state.level == 2)[3])
     slots, octants = np.array([leaf, leaf, 0]), np.array([6, 1, 2])  # the root has its eight children already
     assert state.add_children(slots, octants, 3) == 2
@@ -110,9 +121,9 @@ def test_children_link_to_their_parents_and_start_from_their_cells(rng: np.rando
             for y in range(o):
                 for x in range(o):
                     up = [(v + o * ((octant >> k) & 1)) // 2 for k, v in enumerate((x, y, z))]
-                    part[z, y, x] = cells[leaf, up[2], up[1], up[0]]
-        assert np.array_equal(state.occupied()[new], dilate_cells(part[None])[0])
-        assert np.array_equal(state.ema[new] > 0, state.occupied()[new])
+                    part[z, y, x] = grown[leaf, up[2], up[1], up[0]]
+        assert np.array_equal(state.occupied()[new], part)
+        assert np.array_equal(state.ema[new].numpy() > 0, state.occupied()[new])
         assert not state.tables[new].any()
         assert bool(state.arena.any_occupied[new]) == bool(state.occupied()[new].any())
     assert np.array_equal(state.occupied()[:before], cells)

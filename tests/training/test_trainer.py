@@ -24,6 +24,7 @@ from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.training import checkpoint, trainer
+from infnerf_tiles.training.host_step import HostStep
 from infnerf_tiles.training.refresh import cell_optical_depth, refresh_occupancy
 from infnerf_tiles.training.state import Frame, ResidentNodes
 from infnerf_tiles.training.trainer import Trainer
@@ -38,6 +39,12 @@ def _threads() -> Iterator[None]:
     set_threads(1)
     yield
     set_threads(None)
+
+
+def host(t: Trainer) -> HostStep:
+    """The trainer's kind of step."""
+    assert isinstance(t.stepper, HostStep)
+    return t.stepper
 
 
 def frozen_root(rng: np.random.Generator) -> ResidentNodes:
@@ -97,7 +104,7 @@ def test_a_training_that_goes_on_equals_one_that_never_stopped(grows: bool, monk
     assert differences(state_arrays(straight), state_arrays(second)) == []
     if grows:
         assert straight.state.num_own > len(keys)
-        assert straight.growths > 0
+        assert straight.work.counters.growths > 0
 
 
 def test_refreshes_and_checkpoints_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +140,7 @@ def test_the_same_seed_gives_the_same_bits(threads: int) -> None:
 
 def test_another_seed_draws_other_pixels() -> None:
     a, b = ball_trainer(ball_keys(1)), ball_trainer(ball_keys(1))
-    b.seed = (8, *b.seed[1:])
+    b.work.seed = (8, *b.seed[1:])
     assert a.train_step() != b.train_step()
 
 
@@ -157,7 +164,7 @@ def test_the_hand_over_mixes_the_parents_output_and_the_own(rng: np.random.Gener
         rng.normal(0.0, 0.5, (t.state.num_own, SHAPE.table_size, SHAPE.features)).astype(np.float32)
     )
     batch = t.pixels.draw(np.random.default_rng(0), 400)
-    rays, basis = t.make_rays(batch, np.full(400, 0.5))
+    rays, basis = host(t).make_rays(batch, np.full(400, 0.5))
     samples = for_device(t.state.arena.device).march(rays, t.state.arena, t.frame.march, keep=64, adapt=True)
     own, mixed = samples.slot < t.state.capacity, samples.slot_above >= 0
     assert bool((own & mixed).any())
@@ -166,8 +173,8 @@ def test_the_hand_over_mixes_the_parents_output_and_the_own(rng: np.random.Gener
     top_octave = own & (samples.wanted > TOP.level - 1) & (samples.wanted < TOP.level)
     assert torch.equal(mixed, top_octave)
     assert torch.allclose(samples.blend[mixed], samples.wanted[mixed] - (TOP.level - 1), atol=1e-5)
-    kept, frozen = t._visible(samples, basis)
-    sigma, colour = t._shade(kept, frozen, basis)
+    kept, frozen = host(t)._visible(samples, basis)
+    sigma, colour = host(t)._shade(kept, frozen, basis)
     expected_sigma, expected_colour = shade(t.state.arena, t.shared.decoder, kept, basis)
     assert torch.allclose(sigma, expected_sigma, rtol=1e-4, atol=1e-6)
     assert torch.allclose(colour, expected_colour, atol=1e-5)
@@ -186,12 +193,12 @@ def test_the_hand_over_mixes_the_parents_output_and_the_own(rng: np.random.Gener
 def test_gradients_reach_own_nodes_alone(rng: np.random.Generator) -> None:
     t = inner_trainer(rng)
     batch = t.pixels.draw(np.random.default_rng(0), 300)
-    rays, basis = t.make_rays(batch, np.full(300, 0.5))
+    rays, basis = host(t).make_rays(batch, np.full(300, 0.5))
     samples = for_device(t.state.arena.device).march(rays, t.state.arena, t.frame.march, keep=64, adapt=True)
-    samples, frozen = t._visible(samples, basis)
+    samples, frozen = host(t)._visible(samples, basis)
     assert frozen.sigma is not None
     assert not frozen.sigma.requires_grad
-    loss, _, _ = t._loss(batch, None, rays, samples, frozen, basis, torch.Generator().manual_seed(0))
+    loss, _, _ = host(t)._loss(batch, None, rays, samples, frozen, basis, torch.Generator().manual_seed(0))
     loss.backward()  # type: ignore[no-untyped-call]
     g = t.moments.gradients
     assert g.tables.shape[0] == t.state.capacity
@@ -215,14 +222,14 @@ def test_nan_in_a_table_stops_before_anything_is_updated() -> None:
 def test_nan_in_a_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     t = ball_trainer(ball_keys(1))
     t.train_step()
-    composite = t._kernels.composite
+    composite = host(t).kernels.composite
 
     def poisoned(*args: torch.Tensor, **options: float) -> tuple[torch.Tensor, ...]:
         rgb, *rest = composite(*args, **options)
         rgb.register_hook(lambda grad: grad * math.nan)
         return rgb, *rest
 
-    monkeypatch.setattr(t._kernels, "composite", poisoned)
+    monkeypatch.setattr(host(t).kernels, "composite", poisoned)
     t.train_step()  # its loss was finite; what it left behind is not
     with pytest.raises(NonFiniteError):
         t.train_step()
@@ -282,8 +289,8 @@ def test_optical_depth_takes_the_larger_of_with_and_without_the_residual() -> No
 def test_rays_of_a_batch_are_those_of_its_pixels() -> None:
     t = ball_trainer(ball_keys(1))
     batch = t.pixels.draw(np.random.default_rng(0), 100)
-    rays, basis = t.make_rays(batch, np.zeros(100))
-    origins, directions = t.cameras.rays(batch.photo, batch.xy)
+    rays, basis = host(t).make_rays(batch, np.zeros(100))
+    origins, directions = t.work.cameras.rays(batch.photo, batch.xy)
     assert np.allclose(rays.origins.numpy() * t.frame.root.edge + np.array(t.frame.root.origin), origins)
     assert np.allclose(rays.directions.numpy() * t.frame.root.edge, directions)
     assert np.allclose(rays.footprint.numpy(), 2.0**batch.pyramid / 40.0)

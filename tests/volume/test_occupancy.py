@@ -4,17 +4,21 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from arenas import full_octree, random_arena, random_octree
 
 from infnerf_tiles.arrays import Bool, Float64, Int64
 from infnerf_tiles.field.shape import FieldShape
-from infnerf_tiles.geometry.node_id import encode_keys
+from infnerf_tiles.geometry.node_id import NodeId, decode_keys, encode_keys
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import Arena
+from infnerf_tiles.volume.cells import dilate
 from infnerf_tiles.volume.occupancy import (
     any_occupied,
     cells_of_points,
     dilate_cells,
+    neighbour_slots,
+    outer_cells,
     pack_cells,
     unpack_cells,
 )
@@ -48,6 +52,44 @@ def test_dilation_takes_all_neighbours_inside_the_node(rng: np.random.Generator)
         expected[node, max(z - 1, 0) : z + 2, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
     np.testing.assert_array_equal(dilate_cells(cells), expected)
     np.testing.assert_array_equal(cells, before)
+
+
+def test_dilation_goes_on_in_the_neighbours(rng: np.random.Generator) -> None:
+    edge, nodes = 4, 4
+    xyz = np.argwhere(np.ones((nodes, nodes, nodes))).astype(np.int64)
+    keys = rng.permutation(encode_keys(np.full(len(xyz), 2, np.int32), xyz))
+    xyz = decode_keys(keys)[1]
+    cells = rng.random((len(keys), edge, edge, edge)) < 0.02
+    whole = np.zeros((nodes * edge,) * 3, np.bool_)
+    parts = [tuple(slice(int(v) * edge, int(v) * edge + edge) for v in at[::-1]) for at in xyz]
+    for part, own in zip(parts, cells, strict=True):
+        whole[part] = own
+    expected = dilate_cells(whole[None])[0]
+    neighbours = neighbour_slots(keys)
+    grown = dilate_cells(cells, neighbours)
+    on_device = dilate(torch.from_numpy(cells.reshape(len(keys), -1)), edge, torch.from_numpy(neighbours))
+    np.testing.assert_array_equal(on_device.numpy().reshape(cells.shape), grown | outer_cells(neighbours, edge))
+    for part, own in zip(parts, grown, strict=True):
+        np.testing.assert_array_equal(own, expected[part])
+    # the nodes fill the cube, so only its own faces have nothing behind them
+    whole[:] = True
+    whole[1:-1, 1:-1, 1:-1] = False
+    for part, own in zip(parts, outer_cells(neighbours, edge), strict=True):
+        np.testing.assert_array_equal(own, whole[part])
+
+
+def test_neighbours_are_of_the_same_level_and_resident(rng: np.random.Generator) -> None:
+    octree = random_octree(rng, 5)
+    keys = octree.keys
+    slot = {int(key): k for k, key in enumerate(keys)}
+    for k, row in enumerate(neighbour_slots(keys)):
+        node = NodeId.from_key(int(keys[k]))
+        for axis in range(3):
+            for side, step in enumerate((-1, 1)):
+                at = [node.x, node.y, node.z]
+                at[axis] += step
+                inside = 0 <= at[axis] < 1 << node.level
+                assert row[axis, side] == (slot.get(NodeId(node.level, *at).key, -1) if inside else -1)
 
 
 def test_any_occupied_looks_below(rng: np.random.Generator) -> None:

@@ -4,6 +4,23 @@ from infnerf_tiles.kernels.cpu.adam import adam
 from infnerf_tiles.kernels.cpu.composite import composite, composite_into
 from infnerf_tiles.kernels.cpu.encode import encode, encode_into
 from infnerf_tiles.kernels.cpu.march import march
+from infnerf_tiles.kernels.cpu.note import note
+from infnerf_tiles.kernels.cpu.packed import march_packed
 from infnerf_tiles.kernels.cpu.threads import set_threads
+from infnerf_tiles.kernels.reference.decode import decode_into
+from infnerf_tiles.kernels.reference.nested import fold_dense, spread_gradient
 
-__all__ = ["adam", "composite", "composite_into", "encode", "encode_into", "march", "set_threads"]
+__all__ = [
+    "adam",
+    "composite",
+    "composite_into",
+    "decode_into",
+    "encode",
+    "encode_into",
+    "fold_dense",
+    "march",
+    "march_packed",
+    "note",
+    "set_threads",
+    "spread_gradient",
+]

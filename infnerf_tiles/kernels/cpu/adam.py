@@ -6,6 +6,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, UInt8
+from infnerf_tiles.kernels.arena import adam_scalars
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 
@@ -49,11 +50,14 @@ def adam(
     second: Tensor,
     touched: Tensor,
     *,
-    step: int,
-    rate: float,
+    step: int = 0,
+    rate: float = 0.0,
     beta1: float = 0.9,
     beta2: float = 0.99,
     eps: float = 1e-15,
+    half: Tensor | None = None,
+    scalars: Tensor | None = None,
+    enabled: Tensor | None = None,
 ) -> None:
     """Update `value` in place, clear the gradient and the marks.
 
@@ -62,9 +66,22 @@ def adam(
             value and both moments.
         touched: uint8 [B]; blocks at 0 hold no gradient and are passed over.
         step: 1 at the first update (bias correction). rate: learning rate.
+        half: float16 or bfloat16 [B, W], refreshed with the updated values of the touched blocks.
+        scalars: float32 [3] in place of `step` and `rate`, what `adam_scalars` gives.
+        enabled: uint8 [1]; at 0 nothing is updated, but the gradient and the marks are cleared.
     """
+    if enabled is not None and not bool(enabled):
+        gradient[touched != 0] = 0.0
+        touched.zero_()
+        return
+    rate, correction1, correction2 = (
+        adam_scalars(step, rate, beta1=beta1, beta2=beta2) if scalars is None else scalars.tolist()
+    )
+    moved = None if half is None else touched != 0
     with parallel_region():
         _adam(
             value.numpy(), gradient.numpy(), first.numpy(), second.numpy(), touched.numpy(),
-            rate, beta1, beta2, 1.0 - beta1**step, 1.0 - beta2**step, eps,
+            rate, beta1, beta2, correction1, correction2, eps,
         )  # fmt: skip
+    if half is not None and moved is not None:
+        half[moved] = value[moved].to(half.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, Int64
 from infnerf_tiles.kernels.cpu.threads import parallel_region
+from infnerf_tiles.kernels.reference.packed import as_offsets
 
 
 @njit(cache=True, parallel=True)
@@ -101,7 +102,7 @@ class _Composite(torch.autograd.Function):
         out_colour = torch.zeros((num, 3))
         out_trans = torch.ones(num)
         out_depth = torch.zeros(num)
-        weights = torch.empty(sigma.shape[0])
+        weights = torch.zeros(sigma.shape[0])
         composite_into(
             ray_start, sigma, colour, t, dt, stop,
             colour_out=out_colour, transmittance_out=out_trans, depth_out=out_depth, weights_out=weights,
@@ -115,8 +116,8 @@ class _Composite(torch.autograd.Function):
         ctx: Any, grad_colour: Tensor, grad_trans: Tensor, grad_depth: Tensor, grad_weights: Tensor
     ) -> tuple[None, Tensor, Tensor, None, None, None]:
         ray_start, sigma, colour, t, dt, weights = ctx.saved_tensors
-        out_sigma = torch.empty_like(sigma)
-        out_colour = torch.empty_like(colour)
+        out_sigma = torch.zeros_like(sigma)
+        out_colour = torch.zeros_like(colour)
         with parallel_region():
             _backward(
                 ray_start.numpy(), sigma.numpy(), colour.numpy(), t.numpy(), dt.numpy(), weights.numpy(),
@@ -128,19 +129,28 @@ class _Composite(torch.autograd.Function):
 
 
 def composite(
-    ray_start: Tensor, sigma: Tensor, colour: Tensor, t: Tensor, dt: Tensor, *, stop: float
+    ray_start: Tensor,
+    sigma: Tensor,
+    colour: Tensor,
+    t: Tensor,
+    dt: Tensor,
+    *,
+    stop: float,
+    ray_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Composite packed samples; differentiable with respect to density and colour.
 
     Args:
         ray_start: int64 [Q+1]. sigma: float32 [M], 1 / world unit. colour: float32 [M, 3]. t, dt: float32 [M].
         stop: a ray ends at its first sample with transmittance below this.
+        ray_count: int32 [Q], for buffers as `march_packed` fills them: `ray_start` then is int64 [Q], and rows behind
+            the last ray's weigh nothing.
 
     Returns:
         colour [Q, 3] (premultiplied), transmittance [Q], depth [Q] (sum of w t) and weights [M].
     """
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _Composite.apply(  # type: ignore[no-untyped-call]
-        ray_start, sigma.contiguous(), colour.contiguous(), t.contiguous(), dt.contiguous(), stop
+        as_offsets(ray_start, ray_count), sigma.contiguous(), colour.contiguous(), t.contiguous(), dt.contiguous(), stop
     )
     return result
 
@@ -157,14 +167,16 @@ def composite_into(
     transmittance_out: Tensor,
     depth_out: Tensor,
     weights_out: Tensor,
+    ray_count: Tensor | None = None,
 ) -> None:
-    """Carry (C, T, depth) of each ray forward through its samples, in place; no gradient.
+    """Carry (C, T, depth) of each ray forward through its samples, in place; no gradient. `ray_count` as above.
 
     Going on from a carried state is bit-equal to compositing all samples in one call.
     """
     with parallel_region():
         _forward(
-            ray_start.numpy(), sigma.detach().contiguous().numpy(), colour.detach().contiguous().numpy(),
+            as_offsets(ray_start, ray_count).numpy(),
+            sigma.detach().contiguous().numpy(), colour.detach().contiguous().numpy(),
             t.contiguous().numpy(), dt.contiguous().numpy(), stop,
             colour_out.numpy(), transmittance_out.numpy(), depth_out.numpy(), weights_out.numpy(),
         )  # fmt: skip

@@ -111,7 +111,7 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                 nested = grid - num_levels
                 for m in range(num):
                     tree = treelet[slot[m]]
-                    if nested >= dense_grids[tree]:
+                    if slot[m] >= grad_tables.shape[0] or nested >= dense_grids[tree]:
                         continue
                     first = dense_offset[tree]
                     n = base_cells
@@ -135,7 +135,7 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                 s = slot[m]
                 tree = treelet[s]
                 depth = level[s] - top_level[tree] - grid
-                if depth < 0:
+                if s >= grad_tables.shape[0] or depth < 0:
                     continue
                 weight = beta[m] if depth == 0 else np.float32(1.0)
                 for _ in range(depth):
@@ -157,8 +157,14 @@ def _backward_kernel(features: int) -> Callable[..., None]:
     return backward
 
 
-def encode_into(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor) -> None:
+def encode_into(
+    position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor, *, count: Tensor | None = None
+) -> None:
     """Write the features of M samples to `out` (float32 [M, F]); no gradient. Arguments as in `encode`."""
+    if count is not None:
+        n = int(count)
+        out[n:] = 0.0
+        position, slot, beta, out = position[:n], slot[:n], beta[:n], out[:n]
     with parallel_region():
         _forward_kernel(arena.features)(
             position.contiguous().numpy(), slot.contiguous().numpy(), beta.contiguous().numpy(),
@@ -214,18 +220,25 @@ def encode(
     arena: Arena,
     gradients: Gradients,
     known: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Features of M samples; the backward pass adds to `gradients` (not differentiable with respect to position).
 
     Args:
         position: float32 [M, 3] in the cube of the treelet root, [0, 1). slot: int32 [M]. beta: float32 [M].
         arena: resident nodes; the trainable ones are slots 0 .. len(gradients.tables)-1 and the first rows of `dense`.
-            Every sample's whole chain has to be trainable.
+            A node's chain is trainable if the node is; samples of other nodes leave no gradient.
         known: what `encode_into` gave for the same samples, which saves computing it again.
+        count: int32 [1], rows in use of buffers of fixed capacity; the features of the others are zero.
 
     Returns:
         float32 [M, F].
     """
+    if count is not None:
+        n = int(count)
+        used = encode(position[:n], slot[:n], beta[:n], arena, gradients, None if known is None else known[:n])
+        return torch.cat([used, used.new_zeros((position.shape[0] - n, arena.features))])
     features: Tensor = _Encode.apply(  # type: ignore[no-untyped-call]
         gradients.anchor, position, slot, beta, arena, gradients, known
     )

@@ -214,6 +214,17 @@ def _round_inside(u: float, nodes: float) -> np.float32:
     return np.nextafter(upper, np.float32(0.0)) if rounded >= upper else rounded
 
 
+@njit(cache=True, inline="always")
+def _occupied(place: tuple[float, float, float], slot: int, level: int, occupancy: UInt8, cells: int) -> bool:
+    """Whether the cell of node `slot` at a place in the unit cube is occupied."""
+    grid = 2.0**level * cells
+    bx = np.int64(place[0] * grid) & (cells - 1)
+    by = np.int64(place[1] * grid) & (cells - 1)
+    bz = np.int64(place[2] * grid) & (cells - 1)
+    bit = (bz * cells + by) * cells + bx
+    return bool((occupancy[slot, bit >> 3] >> (bit & 7)) & 1)
+
+
 @njit(cache=True, parallel=True)
 def _fill(
     origins: Float64,
@@ -289,6 +300,9 @@ def _fill(
                     blend = beta
                     beta = 1.0
                     other = above[tree]
+                    # where the treelet above draws nothing, its field is unknown rather than empty
+                    if not _occupied(place, other, level[other], occupancy, cells):
+                        other = -1
                 out_ray[m] = q
                 out_t[m] = t
                 out_wanted[m] = wanted

@@ -6,7 +6,23 @@ columns come out in the format of the arena's tables.
 
 from infnerf_tiles.kernels.reference.adam import adam
 from infnerf_tiles.kernels.reference.composite import composite, composite_into
+from infnerf_tiles.kernels.reference.decode import decode_into
 from infnerf_tiles.kernels.reference.encode import encode, encode_into
 from infnerf_tiles.kernels.reference.march import march
+from infnerf_tiles.kernels.reference.nested import fold_dense, spread_gradient
+from infnerf_tiles.kernels.reference.note import note
+from infnerf_tiles.kernels.reference.packed import march_packed
 
-__all__ = ["adam", "composite", "composite_into", "encode", "encode_into", "march"]
+__all__ = [
+    "adam",
+    "composite",
+    "composite_into",
+    "decode_into",
+    "encode",
+    "encode_into",
+    "fold_dense",
+    "march",
+    "march_packed",
+    "note",
+    "spread_gradient",
+]

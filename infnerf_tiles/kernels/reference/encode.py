@@ -31,6 +31,8 @@ def encode(
     arena: Arena,
     gradients: Gradients | None,
     known: Tensor | None = None,
+    *,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Features of M samples, differentiable with respect to `arena.tables` and `arena.dense` where they require it.
 
@@ -38,12 +40,17 @@ def encode(
         position: float [M, 3] in the cube of the treelet root, [0, 1). slot: int32 [M]. beta: float [M].
         arena: resident nodes.
         gradients: the backward pass adds to these buffers too, as the fast twins do (then the trainable nodes are slots
-            0 .. len(gradients.tables)-1, and every sample's whole chain has to be trainable). None: autograd alone.
+            0 .. len(gradients.tables)-1, and samples of other nodes leave no gradient). None: autograd alone.
         known: ignored; the fast twins take features here that were computed before.
+        count: int32 [1], rows in use of buffers of fixed capacity; the features of the others are zero.
 
     Returns:
         float [M, F] in the format of the tables.
     """
+    if count is not None:
+        n = int(count)
+        used = encode(position[:n], slot[:n], beta[:n], arena, gradients)
+        return torch.cat([used, used.new_zeros((position.shape[0] - n, arena.features))])
     features = arena.tables.new_zeros((position.shape[0], arena.features))
     flat_tables = arena.tables.reshape(-1, arena.features)
     for corners in _chain(position, slot, beta, arena):
@@ -57,10 +64,12 @@ def encode(
     return filled
 
 
-def encode_into(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor) -> None:
+def encode_into(
+    position: Tensor, slot: Tensor, beta: Tensor, arena: Arena, out: Tensor, *, count: Tensor | None = None
+) -> None:
     """Write the features of M samples to `out` (float [M, F]); no gradient. Arguments as in `encode`."""
     with torch.no_grad():
-        out.copy_(encode(position, slot, beta, arena, None))
+        out.copy_(encode(position, slot, beta, arena, None, count=count))
 
 
 def _chain(position: Tensor, slot: Tensor, beta: Tensor, arena: Arena) -> Iterator[_Corners]:
@@ -149,11 +158,13 @@ class _FillBuffers(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         position, slot, beta = ctx.saved_tensors
         gradients: Gradients = ctx.gradients
+        own = slot < gradients.tables.shape[0]
+        position, slot, beta, own_grad = position[own], slot[own], beta[own], grad[own]
         tables = gradients.tables.view(-1, grad.shape[1])
         mark_tables = gradients.mark_tables.view(-1)
         for corners in _chain(position, slot, beta, ctx.arena):
             buffer, marks = (gradients.dense, gradients.mark_dense) if corners.in_dense else (tables, mark_tables)
-            share = corners.weight[:, :, None] * grad[corners.sample][:, None, :]
+            share = corners.weight[:, :, None] * own_grad[corners.sample][:, None, :]
             buffer.index_add_(0, corners.row.flatten(), share.reshape(-1, grad.shape[1]).to(buffer.dtype))
             marks[corners.row.flatten() // VERTEX_BLOCK] = 1
         return grad, torch.zeros_like(gradients.anchor), None, None, None, None, None

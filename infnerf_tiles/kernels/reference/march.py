@@ -215,14 +215,17 @@ class _Nodes:
         bit = (cz * edge + cy) * edge + cx
         return bool(self.occupancy[slot, bit // 8] >> (bit % 8) & 1)
 
-    def weights(self, slot: int, wanted: float) -> tuple[float, float, int]:
-        """(beta, blend, slot of the treelet above or -1) of a sample drawn with a node."""
+    def weights(self, sample: _Kept) -> tuple[float, float, int]:
+        """(beta, blend, slot of the treelet above or -1) of a sample."""
+        slot, wanted = sample.slot, sample.wanted
         level, tree = self.level[slot], self.treelet[slot]
         if level == 0:
             return 1.0, 1.0, -1
         beta = min(max(min(wanted, self.lambda_max[slot]) - (level - 1), 0.0), 1.0)
         if level == self.top_level[tree] and beta < 1.0 and self.above[tree] >= 0:
-            return 1.0, beta, self.above[tree]
+            # where the treelet above draws nothing, its field is unknown rather than empty
+            other = self.above[tree]
+            return 1.0, beta, other if self.occupied(other, sample.unit) else -1
         return beta, 1.0, -1
 
     def local(self, slot: int, unit: tuple[float, ...]) -> list[float]:
@@ -244,7 +247,7 @@ class _Nodes:
         """Columns of all rays' samples."""
         device, dtype = self.arena.device, self.arena.tables.dtype
         flat = [(q, sample) for q, samples in enumerate(per_ray) for sample in samples]
-        weights = [self.weights(s.slot, s.wanted) for _, s in flat]
+        weights = [self.weights(s) for _, s in flat]
         local = [self.local(s.slot, s.unit) for _, s in flat]
         local_above = [self.local(above, s.unit) for (_, s), (_, _, above) in zip(flat, weights, strict=True)]
 

@@ -1,0 +1,30 @@
+"""Triton twins of the kernels for CUDA.
+
+Sums by atomics differ in their last bits from run to run. Every kernel takes buffers of fixed capacity and what is in
+use of them as a tensor on the device, so that a training step can be captured as a graph.
+"""
+
+from infnerf_tiles.kernels.cuda.adam import adam
+from infnerf_tiles.kernels.cuda.composite import composite, composite_into
+from infnerf_tiles.kernels.cuda.decode import decode, decodes
+from infnerf_tiles.kernels.cuda.decode_into import decode_into
+from infnerf_tiles.kernels.cuda.encode import encode, encode_into
+from infnerf_tiles.kernels.cuda.march import march, march_packed
+from infnerf_tiles.kernels.cuda.nested import fold_dense, spread_gradient
+from infnerf_tiles.kernels.cuda.note import note
+
+__all__ = [
+    "adam",
+    "composite",
+    "composite_into",
+    "decode",
+    "decode_into",
+    "decodes",
+    "encode",
+    "encode_into",
+    "fold_dense",
+    "march",
+    "march_packed",
+    "note",
+    "spread_gradient",
+]

@@ -1,0 +1,341 @@
+"""March rays through the octree in Triton, one lane per ray: a pass that counts, then a pass that writes.
+
+The samples are those of the other twins. `march_packed` writes into buffers of fixed capacity without waiting for the
+host, so that it can be part of a captured graph.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples, Rays, Samples
+from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, log1p, occupied, step_range
+from infnerf_tiles.kernels.cuda.launch import launch, programs_for
+
+__all__ = ["march", "march_packed"]
+
+_BLOCK = 32
+_SCAN = 1024
+_ABOVE = 512
+_UNLIMITED = 2**31 - 1
+
+
+@triton.jit
+def _inside(u, nodes):
+    """Coordinate u as float32, inside the same of `nodes` equal parts of [0, 1) as u is."""
+    rounded = u.to(tl.float32)
+    # a part's faces are float32 numbers, so rounding can only reach the upper one, where the next part begins
+    upper = ((tl.floor(u * nodes) + 1.0) / nodes).to(tl.float32)
+    before = (upper.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
+    return tl.where(rounded >= upper, before, rounded)
+
+
+@triton.jit
+def _store_position(out, m, x, y, z, slot, lev, treelet, top_level, top_xyz, mask):
+    """Positions of samples in the cube of their nodes' treelet roots."""
+    tree = tl.load(treelet + slot, mask=mask, other=0)
+    top = tl.load(top_level + tree, mask=mask, other=0)
+    scale = (1 << top).to(tl.float64)
+    nodes = (1 << tl.maximum(lev - top, 0)).to(tl.float64)
+    ax = tl.load(top_xyz + tree * 3, mask=mask, other=0).to(tl.float64)
+    ay = tl.load(top_xyz + tree * 3 + 1, mask=mask, other=0).to(tl.float64)
+    az = tl.load(top_xyz + tree * 3 + 2, mask=mask, other=0).to(tl.float64)
+    tl.store(out + m * 3, _inside(x * scale - ax, nodes), mask=mask)
+    tl.store(out + m * 3 + 1, _inside(y * scale - ay, nodes), mask=mask)
+    tl.store(out + m * 3 + 2, _inside(z * scale - az, nodes), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num", "limit", "root"])
+def _march_kernel(
+    origins, directions, footprint, offsets, start, num_rays,
+    root, children, occupancy, any_occupied, level, treelet, lambda_max, top_level, top_xyz, above,
+    total, ends, ray_start, ray_count,
+    out_ray, out_t, out_dt, out_wanted, out_slot, out_beta, out_position, out_blend, out_slot_above,
+    out_position_above,
+    constants, num, limit,
+    EMIT: tl.constexpr, COUNTED: tl.constexpr, STARTED: tl.constexpr, ADAPT: tl.constexpr, LOG_CELLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = q < num
+    live = inside
+    if COUNTED:
+        live = inside & (q < tl.load(num_rays))
+    kept = tl.zeros([BLOCK], dtype=tl.int32)
+    goal = tl.full([BLOCK], 0, dtype=tl.int32) + limit
+    if EMIT:
+        kept = tl.load(ray_count + q, mask=live, other=0)
+        goal = tl.load(total + q, mask=live, other=0)
+        live = live & (kept > 0)
+    ox = tl.load(origins + q * 3, mask=live, other=0.5)
+    oy = tl.load(origins + q * 3 + 1, mask=live, other=0.5)
+    oz = tl.load(origins + q * 3 + 2, mask=live, other=0.5)
+    dx = tl.load(directions + q * 3, mask=live, other=1.0)
+    dy = tl.load(directions + q * 3 + 1, mask=live, other=1.0)
+    dz = tl.load(directions + q * 3 + 2, mask=live, other=1.0)
+    foot = tl.load(footprint + q, mask=live, other=1.0)
+    offset = tl.load(offsets + q, mask=live, other=0.5)
+    near = tl.load(constants)
+    c = tl.load(constants + 1) * foot
+    log_q = log1p(c)
+    log2_q = log_q * 1.4426950408889634
+    mid_near = near * (1.0 + 0.5 * c)
+    lambda_near = tl.log2(tl.load(constants + 2) / (mid_near * foot)) + tl.load(constants + 3)
+    most = tl.floor(tl.log2(tl.maximum(0.5 / log2_q, 1.0))).to(tl.int32)
+    slack = 4e-6 / log_q.to(tl.float32)
+    inverse_x, inverse_y, inverse_z = inverse_of(dx), inverse_of(dy), inverse_of(dz)
+    first, last = step_range(ox, oy, oz, dx, dy, dz, mid_near, offset, log_q)
+    i = first
+    if STARTED:
+        begin = tl.load(start + q, mask=live, other=-1)
+        live = live & (begin >= 0)
+        i = tl.maximum(first, tl.minimum(begin, last.to(tl.int64)).to(tl.int32))
+    n = tl.zeros([BLOCK], dtype=tl.int32)
+    slot = tl.zeros([BLOCK], dtype=tl.int32) + root
+    lev = tl.zeros([BLOCK], dtype=tl.int32)
+    nx, ny, nz = lev, lev, lev
+    # thinning: run j of neighbouring samples, [j goal / kept, (j + 1) goal / kept), keeps its middle one
+    ratio = goal.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64)
+    j = tl.zeros([BLOCK], dtype=tl.int32)
+    end = (ratio + 1e-7).to(tl.int32)
+    middle = (end - 1) // 2
+    length = tl.zeros([BLOCK], dtype=tl.float64)
+    row = tl.zeros([BLOCK], dtype=tl.int64)
+    if EMIT:
+        row = tl.load(ray_start + q, mask=live, other=0)
+    active = live & (i < last) & (n < goal)
+    while tl.max(active.to(tl.int32), 0) > 0:
+        hit, jump, slot, lev, nx, ny, nz, wanted, t, x, y, z, stride = advance(
+            active, i, last, slot, lev, nx, ny, nz,
+            ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z, mid_near, offset, log_q, lambda_near, most, slack,
+            root, children, occupancy, any_occupied, LOG_CELLS, ADAPT,
+        )  # fmt: skip
+        if EMIT:
+            length += tl.where(hit, block_length(t, c, log_q, tl.where(hit, stride, 1)), 0.0)
+            here = hit & (n == middle)
+            m = row + j
+            tree = tl.load(treelet + slot, mask=here, other=0)
+            limit_level = tl.load(lambda_max + slot, mask=here, other=0.0).to(tl.float64)
+            beta = tl.minimum(tl.maximum(tl.minimum(wanted, limit_level) - (lev - 1).to(tl.float64), 0.0), 1.0)
+            beta = tl.where(lev > 0, beta, 1.0)
+            other = tl.load(above + tree, mask=here, other=-1)
+            top = tl.load(top_level + tree, mask=here, other=0)
+            mixed = here & (lev > 0) & (lev == top) & (beta < 1.0) & (other >= 0)
+            tl.store(out_ray + m, q, mask=here)
+            tl.store(out_t + m, t.to(tl.float32), mask=here)
+            tl.store(out_wanted + m, wanted.to(tl.float32), mask=here)
+            tl.store(out_slot + m, slot, mask=here)
+            tl.store(out_beta + m, tl.where(mixed, 1.0, beta).to(tl.float32), mask=here)
+            tl.store(out_blend + m, tl.where(mixed, beta, 1.0).to(tl.float32), mask=here)
+            _store_position(out_position, m, x, y, z, slot, lev, treelet, top_level, top_xyz, here)
+            shown = mixed
+            if tl.max(mixed.to(tl.int32), 0) > 0:
+                lev_other = tl.load(level + other, mask=mixed, other=0)
+                # where the treelet above draws nothing, its field is unknown rather than empty
+                shown = mixed & occupied(x, y, z, other, lev_other, mixed, occupancy, LOG_CELLS)
+                _store_position(
+                    out_position_above, m, x, y, z, other, lev_other, treelet, top_level, top_xyz, shown
+                )
+            tl.store(out_slot_above + m, tl.where(shown, other, -1), mask=here)
+            done = hit & (n == end - 1)
+            tl.store(out_dt + m, length.to(tl.float32), mask=done)
+            length = tl.where(done, 0.0, length)
+            j = tl.where(done, j + 1, j)
+            later = ((j + 1).to(tl.float64) * ratio + 1e-7).to(tl.int32)
+            middle = tl.where(done, (end + later - 1) // 2, middle)
+            end = tl.where(done, later, end)
+        n += hit.to(tl.int32)
+        i = tl.where(active, jump, i)
+        active = active & (i < last) & (n < goal)
+    if EMIT == 0:
+        tl.store(total + q, n, mask=inside)
+        # a ray that has all it may have goes on behind its last sample, every other has reached the end
+        tl.store(ends + q, tl.where(live & (n == goal), i, -1).to(tl.int64), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num", "keep", "capacity"])
+def _offsets_kernel(
+    total, start, num_rays, ray_start, ray_count, ray_kept, next_step, count, demand, above_count, num, keep, capacity,
+    STARTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: running sums of the rays' samples, until the first ray that does not fit."""
+    used = tl.load(num_rays)
+    before = tl.load(num_rays).to(tl.int64) * 0
+    fits = before
+    for first in range(0, num, BLOCK):
+        q = first + tl.arange(0, BLOCK)
+        inside = q < num
+        own = tl.minimum(tl.load(total + q, mask=inside & (q < used), other=0), keep)
+        last = tl.cumsum(own.to(tl.int64), 0) + before
+        kept = (last <= capacity) & (q < used)
+        fits = tl.maximum(fits, tl.max(tl.where(kept, last, 0), 0))
+        tl.store(ray_start + q, tl.minimum(last - own, fits), mask=inside)
+        tl.store(ray_count + q, tl.where(kept, own, 0), mask=inside)
+        tl.store(ray_kept + q, kept.to(tl.uint8), mask=inside)
+        again = tl.zeros([BLOCK], dtype=tl.int64)
+        if STARTED:
+            again = tl.load(start + q, mask=inside, other=-1)
+        again = tl.where(q < used, again, -1)
+        tl.store(next_step + q, tl.where(kept, tl.load(next_step + q, mask=inside, other=-1), again), mask=inside)
+        before += tl.sum(own.to(tl.int64), 0)
+    tl.store(count, fits.to(tl.int32))
+    tl.store(demand, before.to(tl.int32))
+    tl.store(above_count, fits.to(tl.int32) * 0)
+
+
+@triton.jit(do_not_specialize=["capacity", "capacity_above"])
+def _above_kernel(
+    slot_above, position_above, blend, count, above_count, above_sample, above_slot, above_position, capacity,
+    capacity_above, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gather the samples that need a second evaluation; those that find no room do without."""
+    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = (m < capacity) & (m < tl.load(count))
+    other = tl.load(slot_above + m, mask=live, other=-1)
+    mixed = (other >= 0).to(tl.int32)
+    num = tl.sum(mixed, 0)
+    if num > 0:
+        place = tl.atomic_add(above_count, num, sem="relaxed") + tl.cumsum(mixed, 0) - mixed
+        fits = (mixed > 0) & (place < capacity_above)
+        tl.store(above_sample + place, m, mask=fits)
+        tl.store(above_slot + place, other, mask=fits)
+        for a in tl.static_range(3):
+            at = tl.load(position_above + m * 3 + a, mask=fits, other=0.0)
+            tl.store(above_position + place * 3 + a, at, mask=fits)
+        left_out = (mixed > 0) & (place >= capacity_above)
+        tl.store(blend + m, tl.full([BLOCK], 1.0, dtype=tl.float32), mask=left_out)
+        tl.store(slot_above + m, tl.full([BLOCK], -1, dtype=tl.int32), mask=left_out)
+
+
+@triton.jit
+def _cap_kernel(above_count, capacity_above):
+    tl.store(above_count, tl.minimum(tl.load(above_count), capacity_above))
+
+
+class _Columns:
+    """The sample columns that a pass writes, in the kernel's order."""
+
+    def __init__(self, rows: int, device: torch.device):
+        self.ray, self.slot, self.slot_above = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(3))
+        self.t, self.dt, self.wanted, self.beta, self.blend = (torch.empty(rows, device=device) for _ in range(5))
+        self.position = torch.empty((rows, 3), device=device)
+        self.position_above = torch.zeros((rows, 3), device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(settings: MarchSettings, device: torch.device) -> Tensor:
+    """Arguments of kernels are float32 at most; these must not be rounded. Kept: a captured graph cannot make them."""
+    values = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)
+    return torch.tensor(values, dtype=torch.float64, device=device)
+
+
+def _pass(
+    rays: Rays,
+    arena: Arena,
+    settings: MarchSettings,
+    out: _Columns | PackedSamples,
+    *,
+    emit: bool,
+    num_rays: Tensor | None,
+    start: Tensor | None,
+    limit: int | None,
+    adapt: bool,
+    total: Tensor,
+    ends: Tensor,
+    ray_start: Tensor,
+    ray_count: Tensor,
+) -> None:
+    num = rays.origins.shape[0]
+    launch(
+        _march_kernel, programs_for(num, _BLOCK),
+        rays.origins.contiguous(), rays.directions.contiguous(), rays.footprint.contiguous(), rays.offset.contiguous(),
+        ends if start is None else start.contiguous(), total if num_rays is None else num_rays,
+        arena.root, arena.children, arena.occupancy, arena.any_occupied, arena.level, arena.treelet, arena.lambda_max,
+        arena.top_level, arena.top_xyz, arena.above, total, ends, ray_start, ray_count,
+        out.ray, out.t, out.dt, out.wanted, out.slot, out.beta, out.position, out.blend, out.slot_above,
+        out.position_above, _constants(settings, rays.origins.device), num, _UNLIMITED if limit is None else limit,
+        EMIT=emit, COUNTED=num_rays is not None, STARTED=start is not None, ADAPT=adapt,
+        LOG_CELLS=arena.occupancy_cells.bit_length() - 1, BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def march(
+    rays: Rays,
+    arena: Arena,
+    settings: MarchSettings,
+    *,
+    start: Tensor | None = None,
+    limit: int | None = None,
+    keep: int | None = None,
+    adapt: bool = False,
+) -> Samples:
+    """Emit the samples of each ray that lie in occupied cells, front to back.
+
+    Waits once for the device, for the number of samples. Arguments and result as in the reference twin.
+    """
+    num, device = rays.origins.shape[0], rays.origins.device
+    total = torch.empty(num, dtype=torch.int32, device=device)
+    ends = torch.empty(num, dtype=torch.int64, device=device)
+    options = {"num_rays": None, "start": start, "limit": limit, "adapt": adapt, "total": total, "ends": ends}
+    none = _Columns(1, device)
+    _pass(rays, arena, settings, none, emit=False, ray_start=ends, ray_count=total, **options)  # type: ignore[arg-type]
+    kept = total if keep is None else total.clamp(max=keep)
+    ray_start = torch.zeros(num + 1, dtype=torch.int64, device=device)
+    torch.cumsum(kept, 0, out=ray_start[1:])
+    out = _Columns(int(ray_start[-1]), device)
+    if out.t.shape[0]:
+        _pass(rays, arena, settings, out, emit=True, ray_start=ray_start, ray_count=kept, **options)  # type: ignore[arg-type]
+    return Samples(
+        ray_start=ray_start,
+        ray=out.ray,
+        t=out.t,
+        dt=out.dt,
+        wanted=out.wanted,
+        slot=out.slot,
+        beta=out.beta,
+        position=out.position,
+        blend=out.blend,
+        slot_above=out.slot_above,
+        position_above=out.position_above,
+        next_step=ends,
+    )
+
+
+def march_packed(
+    rays: Rays,
+    arena: Arena,
+    settings: MarchSettings,
+    *,
+    num_rays: Tensor,
+    out: PackedSamples,
+    start: Tensor | None = None,
+    limit: int | None = None,
+    keep: int | None = None,
+    adapt: bool = False,
+) -> None:
+    """March the first `num_rays` rays into buffers of fixed capacity; arguments as in the reference twin.
+
+    Nothing waits for the host. `out.above_sample` comes in any order.
+    """
+    num, device = rays.origins.shape[0], rays.origins.device
+    total = torch.empty(num, dtype=torch.int32, device=device)
+    options = {
+        "num_rays": num_rays, "start": start, "limit": limit, "adapt": adapt, "total": total, "ends": out.next_step,
+        "ray_start": out.ray_start, "ray_count": out.ray_count,
+    }  # fmt: skip
+    _pass(rays, arena, settings, out, emit=False, **options)  # type: ignore[arg-type]
+    launch(
+        _offsets_kernel, 1, total, total if start is None else start.contiguous(), num_rays,
+        out.ray_start, out.ray_count, out.ray_kept, out.next_step, out.count, out.demand, out.above_count,
+        num, _UNLIMITED if keep is None else keep, out.capacity, STARTED=start is not None, BLOCK=_SCAN, num_warps=8,
+    )  # fmt: skip
+    _pass(rays, arena, settings, out, emit=True, **options)  # type: ignore[arg-type]
+    launch(
+        _above_kernel, programs_for(out.capacity, _ABOVE), out.slot_above, out.position_above, out.blend, out.count,
+        out.above_count, out.above_sample, out.above_slot, out.above_position, out.capacity, out.capacity_above,
+        BLOCK=_ABOVE,
+    )  # fmt: skip
+    launch(_cap_kernel, 1, out.above_count, out.capacity_above)

@@ -1,0 +1,5 @@
+"""Asserts of shared checks are reported in full."""
+
+import pytest
+
+pytest.register_assert_rewrite("cuda_checks", "decode_checks")

@@ -1,0 +1,63 @@
+"""The Triton kernels compiled, on a GPU, at larger sizes."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+from cuda_checks import (
+    AdamChecks,
+    CompositeChecks,
+    DecodeIntoChecks,
+    EncodeChecks,
+    MarchChecks,
+    NestedChecks,
+    NoteChecks,
+    PackedChecks,
+)
+from decode_checks import DecodeChecks
+
+pytestmark = pytest.mark.gpu
+_GPU = torch.device("cuda")
+
+
+class TestEncode(EncodeChecks):
+    device, scale = _GPU, 40
+
+
+class TestNested(NestedChecks):
+    device, scale = _GPU, 40
+
+
+class TestNote(NoteChecks):
+    device, scale = _GPU, 4
+
+
+class TestComposite(CompositeChecks):
+    device, scale = _GPU, 20
+
+
+class TestAdam(AdamChecks):
+    device, scale = _GPU, 40
+
+
+class TestMarch(MarchChecks):
+    # the compiler's exp and log are not the host's to the last bit
+    device, scale, differ = _GPU, 4, 0.01
+
+
+class TestPacked(PackedChecks):
+    device, scale = _GPU, 4
+
+
+class TestDecode(DecodeChecks):
+    device, scale = _GPU, 40
+    formats: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 5e-3}
+
+
+class TestDecodeInto(DecodeIntoChecks):
+    device, scale = _GPU, 20

@@ -1,0 +1,34 @@
+"""One place chooses the kernels by device."""
+
+import importlib.util
+import logging
+
+import pytest
+import torch
+
+from infnerf_tiles import kernels
+from infnerf_tiles.kernels import cpu, reference
+
+
+def test_each_device_has_its_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.for_device(torch.device("cpu")) is cpu
+    assert kernels.for_device(torch.device("meta")) is reference
+
+
+def test_without_triton_a_gpu_gets_the_torch_twin_and_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    kernels._has_triton.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert kernels.for_device(torch.device("cuda", 0)) is reference
+    finally:
+        kernels._has_triton.cache_clear()
+    assert [r.message for r in caplog.records if "Triton" in r.message] == [caplog.records[0].message]
+
+
+def test_all_twins_offer_the_same() -> None:
+    extra = {"set_threads"}
+    assert set(cpu.__all__) - extra == set(reference.__all__)
