@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 # torch and numba bring an OpenMP pool each. By default idle threads spin and take the cores from the other pool:
 # a training step with two threads on two busy cores took five times as long. The libraries read this when they load.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch keeps a compiled product for each batch size that it has met, up to a thousand of several hundred kilobytes.
+# Training meets a new size at every step: without these the process grew by a gigabyte.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 if TYPE_CHECKING:
     from infnerf_tiles.api import CameraPath as CameraPath

@@ -62,6 +62,8 @@ class OctreeSettings(_Section):
     """Added to the wanted level while the octree grows and trains, in levels; positive is finer."""
     max_nodes: int = Field(default=4000, ge=1, le=50_000_000)
     """Most nodes that the octree may have; a bound on the store, not on memory."""
+    growth: float = Field(default=0.2, ge=0.0, le=16.0)
+    """Nodes that training may add where it sees finer content, as a share of those that the points ask for."""
     reach: float = Field(default=16.0, ge=1.0, le=4096.0)
     """Edge of the root cube over the edge of the cameras' box, where there are no points to bound the scene."""
 

@@ -3,41 +3,39 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
+from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
+from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
+from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
+from infnerf_tiles.pipelines.partition import scene_partition
+from infnerf_tiles.pipelines.plan import Budgets, train_needs
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import DatasetError, NonFiniteError, SettingsError
+from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
-from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.store.bundle import drop_bundle
 from infnerf_tiles.store.garbage import collect_garbage
-from infnerf_tiles.store.index import SceneIndex, TreeletState, plan_again
-from infnerf_tiles.store.journal import drop_record, read_record, rows_exist
+from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.journal import read_all, read_record, rows_exist
 from infnerf_tiles.store.scene_store import SceneStore
-from infnerf_tiles.training.assignment import BandCut, assign_patches
 from infnerf_tiles.training.context import Context, scene_dataset
-from infnerf_tiles.training.inputs import scene_inputs, scene_settings
+from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings
 from infnerf_tiles.training.merge import with_record
-from infnerf_tiles.training.pixels import Patches, all_patches
-from infnerf_tiles.training.state import TrainingState
-from infnerf_tiles.training.surroundings import read_surroundings
+from infnerf_tiles.training.pixel_store import drop_all_pixels
+from infnerf_tiles.training.seed_result import take_up_seed_result
 from infnerf_tiles.training.tasks import (
-    GROWTH_ROOM,
     Progress,
     TrainReport,
     TrainTask,
-    inputs_fingerprint,
-    open_context,
     run_seed_stage,
-    run_treelet,
-    settings_fingerprint,
+    seed_capacity,
 )
-from infnerf_tiles.training.trainer import training_device
 
 _log = logging.getLogger(__name__)
 
@@ -52,16 +50,25 @@ class TrainSummary:
     """Treelets that had been trained before."""
     failed: tuple[str, ...]
     """Treelets that could not be trained, with the reason."""
+    remaining: int
+    """Treelets that are still to be trained, failed ones among them."""
     nodes: int
     rays: int
     samples: int
     seconds: float
     peak_bytes: int
+    photo_pixels: int = 0
+    """Pixels of all training photos, without their pyramids."""
+    treelet_pixels: int = 0
+    """Pixels that the trained treelets were trained on, in this call and before; a pixel counts once per treelet."""
     reports: tuple[TrainReport, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        names = ("treelets", "skipped", "nodes", "rays", "samples", "seconds", "peak_bytes")
+        names = (
+            "treelets", "skipped", "remaining", "nodes", "rays", "samples", "seconds", "peak_bytes", "photo_pixels",
+            "treelet_pixels",
+        )  # fmt: skip
         return {**{name: getattr(self, name) for name in names}, "failed": list(self.failed)}
 
 
@@ -74,128 +81,141 @@ def train(
     redo: str | None = None,
     accept_changes: bool = False,
     threads: int | None = None,
+    place: Workplace | None = None,
+    budgets: Budgets | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = _log.info,
 ) -> TrainSummary:
     """Train what is not yet trained.
 
     data, images: where the photos are now, if not where they were at build. settings: other training settings than the
     scene's (None keeps them). redo: root of a treelet to train again, with what hangs below it. accept_changes: go on
-    although settings or photos differ from those of the trained treelets. stop: asked between treelets.
+    although settings or photos differ from those of the trained treelets. place: where to run (default: this process,
+    with `threads` processor threads). budgets: of each process's memory and of the disk for pixels in waiting (default:
+    no limit, and half of what is free). stop: asked before each treelet; those in hand are finished. say: told where
+    the work can be watched.
 
-    A treelet that fails with NaN is recorded and left out; the others go on.
+    A treelet that fails with NaN, or whose worker dies again and again, is left out; the others go on.
     """
     started = time.monotonic()
-    reports: list[TrainReport] = []
-    failed: list[str] = []
+    place = place or Workplace(threads=threads)
+    summary, budgets = Tally(), budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         inputs = scene_inputs(store.header)
         task = TrainTask(
-            scene=scene,
-            dataset=data or inputs.dataset,
-            images=images or inputs.images,
+            scene=scene if "://" in scene else str(Path(scene).resolve()),
+            dataset=absolute(data) or inputs.dataset,
+            images=absolute(images) or inputs.images,
             settings=settings or scene_settings(store.header),
-            threads=threads,
+            threads=place.threads_per_task,
         )
-        context = open_context(task, store)
-        _check_photos(context)
-        _check_same(context, accept_changes)
+        photos = scene_dataset(task.settings, Path(task.dataset), None if task.images is None else Path(task.images))
+        context = Context(store, photos, task.settings)
+        check_photos(context, accept_changes)
+        check_same(context, accept_changes)
         if redo is not None:
-            _plan_redo(store, redo)
-        if not store.has_small("decoder"):
-            reports.append(run_seed_stage(task, progress))
-        skipped = 0
+            plan_redo(store, redo)
+            forget_capacities(store)
         index = store.read_index()
-        for band in range(len(store.header.band_levels)):
-            if stop():
-                break
-            index = _recover(store, index)
-            todo = np.flatnonzero((index.bands == band) & (index.treelet_states != TreeletState.TRAINED))
-            skipped += int(((index.bands == band) & (index.treelet_states == TreeletState.TRAINED)).sum())
-            todo = _with_parent(index, todo)
-            if not len(todo):
-                continue
-            for job in _jobs(context, task, index, band, todo):
-                if stop():
-                    break
+        seeded = store.has_small("decoder")
+        summary.skipped = int((index.treelet_states == TreeletState.TRAINED).sum())
+        if not seeded or (index.treelet_states != TreeletState.TRAINED).any():
+            if budgets != Budgets():
+                found = scene_partition(store, photos, task.settings)
+                task = replace(task, pixel_bytes=train_needs(found, budgets, place.threads_per_task).pixel_bytes)
+            with open_executor(place, progress) as executor:
+                if executor.dashboard:
+                    say(f"dashboard: {executor.dashboard}")
+                if not seeded:
+                    _seed_stage(store, task, place, executor, summary)
+                drop_all_pixels(store)  # an interrupted training's
+                room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, budgets.scratch)
                 try:
-                    reports.append(run_treelet(job, progress))
-                except NonFiniteError as error:
-                    failed.append(f"{job.treelet}: {error}")
-                index = _commit(store, store.read_index(), job.treelet)
+                    for band in range(len(store.header.band_levels)):
+                        if stop() or not _train_band(context, task, band, executor, stop, room, summary):
+                            break
+                finally:
+                    drop_all_pixels(store)
         collect_garbage(store)
-        nodes = int((index.states == 1).sum())
+        index = store.read_index()
+        given = _pixels_given(store, index)
+    reports = summary.reports
     return TrainSummary(
         treelets=sum(r.treelet != "seed" for r in reports),
-        skipped=skipped,
-        failed=tuple(failed),
-        nodes=nodes,
+        skipped=summary.skipped,
+        failed=tuple(summary.failed),
+        remaining=int((index.treelet_states != TreeletState.TRAINED).sum()),
+        nodes=int((index.states == NodeState.TRAINED).sum()),
         rays=sum(r.rays for r in reports),
         samples=sum(r.samples for r in reports),
         seconds=time.monotonic() - started,
-        peak_bytes=peak_memory(),
+        peak_bytes=max([peak_memory(), *(r.peak_bytes for r in reports)]),
+        photo_pixels=_photo_pixels(context),
+        treelet_pixels=given,
         reports=tuple(reports),
     )
 
 
-def _jobs(context: Context, task: TrainTask, index: SceneIndex, band: int, todo: Int64) -> list[TrainTask]:
-    """One task per treelet, with its patches and the slots it may write."""
-    store, levels = context.store, context.store.header.band_levels
-    bottom = levels[band + 1] - 1 if band + 1 < len(levels) else store.header.max_level
-    cut = BandCut(top=levels[band], bottom=bottom, root_keys=np.sort(index.root_keys[todo]))
-    patches = all_patches(context.photos.cameras, context.training_photos)
-    if band == 0:
-        assigned = {0: _band_zero(context, patches, bottom, index)}
-    else:
-        root = NodeId(0, 0, 0, 0)
-        above = read_surroundings(context, index, root, band)
-        device = training_device(context.settings.training.device)
-        state = TrainingState(context.shape, root, np.empty(0, np.int64), 0, above, device=device)
-        shared = context.read_shared()
-        shared.to(device)
-        assigned = dict(assign_patches(context, state.arena, shared, patches, cut, Octree.from_keys(index.keys)))
-    jobs = []
-    for row in todo[np.argsort(index.root_keys[todo])].tolist():
-        key = int(index.root_keys[row])
-        nodes = int((index.treelets == row).sum())
-        slots = store.allocate(nodes + max(GROWTH_ROOM, nodes // 4))
-        mine: Patches = patches.select(assigned[key].astype(np.int32))
-        jobs.append(
-            TrainTask(
-                scene=task.scene, dataset=task.dataset, images=task.images, settings=task.settings,
-                treelet=str(NodeId.from_key(key)), patches=mine, slots=(slots.start, slots.stop),
-                base_slot=store.allocate_treelets(1).start, threads=task.threads,
-            )
-        )  # fmt: skip
-    return jobs
+def _photo_pixels(context: Context) -> int:
+    cameras = [context.photos.cameras.camera(photo) for photo in context.training_photos]
+    return sum(camera.width * camera.height for camera in cameras)
 
 
-def _band_zero(context: Context, patches: Patches, bottom: int, index: SceneIndex) -> Int64:
-    """Patches of the first treelet: what its seed-stage features show decides, as the parent does for the others."""
-    row = int(np.flatnonzero(index.root_keys == 0)[0])
-    root = NodeId(0, 0, 0, 0)
-    from infnerf_tiles.training.state import ResidentNodes
-    from infnerf_tiles.training.surroundings import start_base, warm_start
-
-    keys = index.keys[index.treelets == row]
-    device = training_device(context.settings.training.device)
-    state = TrainingState(context.shape, root, keys, len(keys), ResidentNodes.none(context.shape), device=device)
-    filled = warm_start(context, index, state)
-    if not filled.any():
-        return np.arange(patches.count)
-    start_base(context, index, row, state)
-    state.dense_grids[0] = 1
-    state.relink()
-    cut = BandCut(top=0, bottom=bottom, root_keys=np.zeros(1, np.int64))
-    octree = Octree.from_keys(index.keys)
-    shared = context.read_shared()
-    shared.to(device)
-    shown = assign_patches(context, state.arena, shared, patches, cut, octree)[0]
-    # a seed stage that was too short to show anything must not leave the scene without pixels for good
-    return shown if len(shown) else np.arange(patches.count)
+def _pixels_given(store: SceneStore, index: SceneIndex) -> int:
+    trained = {
+        str(NodeId.from_key(int(key))) for key in index.root_keys[index.treelet_states == TreeletState.TRAINED]
+    }
+    return sum(int(r.facts.get("pixels", 0)) for r in read_all(store) if r.treelet in trained)
 
 
-def _commit(store: SceneStore, index: SceneIndex, treelet: str) -> SceneIndex:
+def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: Executor, tally: Tally) -> None:
+    if take_up_seed_result(store):
+        _log.info("seed stage: done before the last stop, taken up")
+        return
+    capacity = seed_capacity(store.read_index(), store.header.band_levels, task.settings, node_limit(store))
+    nodes, bases = store.allocate(capacity), store.allocate_treelets(capacity + 1)
+    job = replace(
+        task,
+        slots=(nodes.start, nodes.stop),
+        base_slot=bases.start,
+        # nothing else runs meanwhile
+        threads=place.threads,
+    )
+    executor.submit("seed", run_seed_stage, job, trains=True)
+    outcome = executor.next()
+    if outcome.error is not None:
+        raise outcome.error
+    tally.reports.append(outcome.result)
+    if not take_up_seed_result(store):
+        raise DamagedStoreError(f"scene {store.name}: the seed stage left no result; run the same command again")
+
+
+def _train_band(
+    context: Context,
+    task: TrainTask,
+    band: int,
+    executor: Executor,
+    stop: Callable[[], bool],
+    scratch: int,
+    tally: Tally,
+) -> bool:
+    """Train what is left of a band; False if it was stopped."""
+    store = context.store
+    index = _recover(store, store.read_index())
+    todo = np.flatnonzero((index.bands == band) & (index.treelet_states != TreeletState.TRAINED))
+    todo = _with_parent(index, todo)
+    if not len(todo):
+        return True
+    training = BandTraining(
+        context, task, index, band, todo, executor=executor, stop=stop,
+        commit=lambda treelet: _commit(store, treelet), scratch=scratch, tally=tally,
+    )  # fmt: skip
+    return training.run()
+
+
+def _commit(store: SceneStore, treelet: str) -> SceneIndex:
+    index = store.read_index()
     record = read_record(store, treelet)
     if record is None:
         return index
@@ -211,7 +231,7 @@ def _recover(store: SceneStore, index: SceneIndex) -> SceneIndex:
         record = read_record(store, name)
         if record is not None and record.status == TreeletState.TRAINED and rows_exist(store, record):
             _log.info("treelet %s: trained before the last stop, taken up", name)
-            index = _commit(store, store.read_index(), name)
+            index = _commit(store, name)
     return index
 
 
@@ -225,79 +245,6 @@ def _with_parent(index: SceneIndex, todo: Int64) -> Int64:
     if not ready.all():
         _log.warning("%d treelets wait for a parent that could not be trained", int((~ready).sum()))
     return np.concatenate([todo[levels == 0], below[ready]])
-
-
-def _check_photos(context: Context) -> None:
-    """DatasetError unless the photos are those that the scene was built with: its cameras are stored photo by photo."""
-    built, now = context.store.read_cameras()[1], context.photos.names
-    reasons = {r.name: r.reason for r in context.photos.rejected}
-    if gone := sorted(set(built) - set(now)):
-        shown = "; ".join(f"{name} ({reasons.get(name, 'it is not listed any more')})" for name in gone[:3])
-        raise DatasetError(
-            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, {len(gone)} "
-            f"cannot be used: {shown}; put them back, or build again"
-        )
-    if new := sorted(set(now) - set(built)):
-        raise DatasetError(
-            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, got "
-            f"{len(new)} more: {', '.join(new[:3])}; take them away, or build again"
-        )
-
-
-def _check_same(context: Context, accept_changes: bool) -> None:
-    """SettingsError if a trained treelet was made with other settings or photos, unless that is accepted."""
-    if accept_changes:
-        return
-    index = context.store.read_index()
-    now = (settings_fingerprint(context.settings), inputs_fingerprint(context))
-    changes = _changed_settings(scene_settings(context.store.header), context.settings)
-    for key in index.root_keys[index.treelet_states == TreeletState.TRAINED].tolist():
-        record = read_record(context.store, str(NodeId.from_key(key)))
-        if record is None:
-            continue
-        what = [
-            name
-            for name, then, current in (
-                (f"the settings{changes}", record.settings_fingerprint, now[0]),
-                ("the photos or their poses", record.inputs_fingerprint, now[1]),
-            )
-            if then != current
-        ]
-        if what:
-            raise SettingsError(
-                f"treelet {record.treelet}: {' and '.join(what)} changed since it was trained; go on with "
-                "--accept-changes, or put them back"
-            )
-
-
-def _changed_settings(stored: Settings, now: Settings) -> str:
-    """What differs from the scene's own settings, as text in brackets; nothing if nothing does."""
-    before, after = stored.model_dump(), now.model_dump()
-    different = [
-        f"{section}.{key} {after[section][key]!r} instead of {value!r}"
-        for section, values in before.items()
-        if section != "rendering"
-        for key, value in values.items()
-        if after[section][key] != value
-    ]
-    return f" ({', '.join(different)})" if different else ""
-
-
-def _plan_redo(store: SceneStore, redo: str) -> None:
-    """Plan a treelet and everything below it again; for the octree's root, what all treelets share too."""
-    index = store.read_index()
-    top = NodeId.parse(redo)
-    if top.key not in index.root_keys:
-        raise SettingsError(f"--redo {redo}: expected the root of a treelet (see 'info'), got another node")
-    rows = []
-    for row, key in enumerate(index.root_keys.tolist()):
-        node = NodeId.from_key(key)
-        if node.level >= top.level and node.ancestor(top.level) == top:
-            rows.append(row)
-            drop_record(store, str(node))
-    store.commit(plan_again(index, np.array(rows)))
-    if top.level == 0:
-        drop_bundle(store.data, "decoder")  # a scene without a decoder begins with the seed stage
 
 
 __all__ = ["TrainSummary", "scene_dataset", "train"]

@@ -13,8 +13,9 @@ import click
 from infnerf_tiles import __version__
 from infnerf_tiles.cli.options import json_option, terminal_options
 from infnerf_tiles.cli.terminal import Terminal
-from infnerf_tiles.errors import InfnerfError
+from infnerf_tiles.errors import DataError, InfnerfError
 
+DATA_ERROR = DataError.exit_code
 INTERRUPTED = 130
 OUT_OF_MEMORY = 4
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -44,6 +45,7 @@ class _Lazy(click.Group):
 
 _COMMANDS = {
     "demo": "demo",
+    "plan": "planning",
     "build": "training",
     "train": "training",
     "eval": "pictures",
@@ -65,6 +67,7 @@ def main() -> None:
     \b
     Examples:
       infnerf-tiles demo                         everything on a small synthetic city
+      infnerf-tiles plan PHOTOS                  what it would take
       infnerf-tiles build PHOTOS city.zarr       your own photos: COLMAP or transforms.json
       infnerf-tiles train city.zarr
       infnerf-tiles render city.zarr -o city.mp4

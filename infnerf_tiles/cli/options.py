@@ -76,6 +76,64 @@ def settings_options(function: _F) -> _F:
     return function
 
 
+def requests_of(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> dict[str, float]:
+    """Callback of an option NAME=AMOUNT that may be repeated: the amounts by name, or a usage error."""
+    found = {}
+    for text in value:
+        name, amount = text.partition("=")[::2]
+        try:
+            found[name.strip()] = float(amount)
+        except ValueError:
+            raise click.BadParameter(f"expected NAME=AMOUNT such as GPU=1, got {text!r}") from None
+        if not name.strip() or not 0 < found[name.strip()] < math.inf:
+            raise click.BadParameter(f"expected NAME=AMOUNT such as GPU=1, got {text!r}")
+    return found
+
+
+def budget_options(function: _F) -> _F:
+    """--ram, --vram and --scratch."""
+    for name, help_text in (
+        ("--scratch", "Most disk for pixels of treelets in waiting, such as 200GiB; default: half of what is free."),
+        ("--vram", "Most memory of one CUDA device, such as 10GiB."),
+        ("--ram", "Most memory of one process, such as 4GiB; what cannot fit is refused with the nearest that would."),
+    ):
+        function = click.option(name, metavar="BYTES", callback=bytes_of, help=help_text)(function)
+    return function
+
+
+def place_options(function: _F) -> _F:
+    """--workers, --scheduler, --request and --threads."""
+    for option in (
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Processor threads per treelet; default: all cores, divided among the workers.",
+        ),
+        click.option(
+            "--request",
+            "requests",
+            multiple=True,
+            callback=requests_of,
+            metavar="NAME=AMOUNT",
+            help="dask resource that a worker must offer to be given a treelet; default: GPU=1 where there are any.",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Train on a running dask cluster, such as tcp://host:8786; its workers must reach SCENE and DATA.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Worker processes on this machine; 0 (the default unless there are several GPUs): none but this one.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def terminal_options(function: _F) -> _F:
     """-v, -q and --log-file."""
     for option in (

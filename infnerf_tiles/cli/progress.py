@@ -1,6 +1,8 @@
-"""How training shows on the terminal: a line per finished treelet, and bars for the scene and the treelet at work."""
+"""How training shows on the terminal: a line per finished treelet, and bars for the scene and the treelets at work."""
 
+import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +21,16 @@ _HEARTBEAT = 30.0  # seconds between lines where there are no bars, so that a lo
 _ETA_FROM = 0.02  # share of the work before which a guess of the time left is worth nothing
 
 
+@dataclass
+class _Running:
+    """A treelet under way."""
+
+    since: float
+    share: float = 0.0
+    psnr: float = 0.0
+    bar: TaskID | None = None
+
+
 class TrainingDisplay:
     """Takes (name, share, PSNR) as training reports them.
 
@@ -30,10 +42,8 @@ class TrainingDisplay:
         self._terminal = terminal
         self._weights = dict(weights)
         self._done = 0.0
-        self._name: str | None = None
-        self._share = 0.0
-        self._psnr = 0.0
-        self._since = self._start = self._last_line = time.monotonic()
+        self._running: dict[str, _Running] = {}
+        self._start = self._last_line = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
@@ -45,7 +55,8 @@ class TrainingDisplay:
             transient=True,
         )
         self._scene_bar: TaskID | None = None
-        self._treelet_bar: TaskID | None = None
+        self._finished: set[str] = set()
+        self._lock = threading.Lock()  # reports of other processes come in on another thread
 
     @classmethod
     def of_scene(cls, terminal: Terminal, scene: str, settings: Settings, redo: str | None = None) -> Self:
@@ -64,17 +75,23 @@ class TrainingDisplay:
         return cls(terminal, weights)
 
     def update(self, name: str, share: float, psnr: float) -> None:
-        """Training reports: `share` of treelet `name` is done, at `psnr` dB on its training pixels."""
-        if name != self._name:
-            self._finish()
-            self._name, self._since = name, time.monotonic()
-            if self._treelet_bar is not None:
-                self._bars.reset(self._treelet_bar)  # its clock
-            if name not in self._weights:
-                known = self._weights.values()
-                self._weights[name] = sum(known) / len(known) if known else 1.0
-        self._share, self._psnr = share, psnr
-        self._draw()
+        """Training reports: `share` of treelet `name` is done, at `psnr` dB on its training pixels.
+
+        Several treelets may be under way at once; one is finished with its share at 1.
+        """
+        with self._lock:
+            running = self._running.get(name)
+            if running is None:
+                if share >= 1.0 and name in self._finished:
+                    return
+                running = self._running[name] = _Running(since=time.monotonic())
+                if name not in self._weights:
+                    known = self._weights.values()
+                    self._weights[name] = sum(known) / len(known) if known else 1.0
+            running.share, running.psnr = share, psnr
+            self._draw(name, running)
+            if share >= 1.0:
+                self._finish(name, self._running.pop(name))
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -83,38 +100,34 @@ class TrainingDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._finish()
         self._bars.stop()
 
-    def _finish(self) -> None:
-        if self._name is None:
-            return
-        self._done += self._weights[self._name]
-        seconds = time.monotonic() - self._since
-        what = "seed stage" if self._name == _SEED else f"treelet {self._name}"
-        self._terminal.say(f"{what}: {decibel(self._psnr)} dB on its training pixels, {seconds:.1f} s")
+    def _finish(self, name: str, running: "_Running") -> None:
+        self._done += self._weights[name]
+        self._finished.add(name)
+        seconds = time.monotonic() - running.since
+        what = "seed stage" if name == _SEED else f"treelet {name}"
+        self._terminal.say(f"{what}: {decibel(running.psnr)} dB on its training pixels, {seconds:.1f} s")
         self._last_line = time.monotonic()
-        self._name = None
+        if running.bar is not None:
+            self._bars.remove_task(running.bar)
 
-    def _draw(self) -> None:
-        if self._name is None:
-            return
+    def _draw(self, name: str, running: "_Running") -> None:
         total = sum(self._weights.values())
-        overall = (self._done + self._share * self._weights[self._name]) / total
+        under_way = sum(r.share * self._weights[n] for n, r in self._running.items())
+        overall = (self._done + under_way) / total
         if self._bars.disable:
             if time.monotonic() - self._last_line >= _HEARTBEAT:
                 self._last_line = time.monotonic()
-                what = f"{self._name} {self._share:.0%}, {decibel(self._psnr)} dB"
+                what = f"{name} {running.share:.0%}, {decibel(running.psnr)} dB"
                 self._terminal.say(f"{overall:.0%} of the scene, {what}, {self._time_left(overall)}")
             return
         if self._scene_bar is None:
             self._scene_bar = self._bars.add_task("scene", total=1.0, note="")
-            self._treelet_bar = self._bars.add_task("", total=1.0, note="")
+        if running.bar is None:
+            running.bar = self._bars.add_task(name, total=1.0, note="")
         self._bars.update(self._scene_bar, completed=overall, note=self._time_left(overall))
-        if self._treelet_bar is not None:
-            note = f"{decibel(self._psnr)} dB"
-            self._bars.update(self._treelet_bar, description=self._name, completed=self._share, note=note)
+        self._bars.update(running.bar, completed=running.share, note=f"{decibel(running.psnr)} dB")
 
     def _time_left(self, overall: float) -> str:
         if overall < _ETA_FROM:

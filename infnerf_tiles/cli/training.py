@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import RenderableType
 
-from infnerf_tiles.cli.app import command
+from infnerf_tiles.cli.app import DATA_ERROR, INTERRUPTED, command
 from infnerf_tiles.cli.changes import changed_settings
-from infnerf_tiles.cli.options import bounds_of, scene_argument, settings_options
+from infnerf_tiles.cli.options import bounds_of, budget_options, place_options, scene_argument, settings_options
 from infnerf_tiles.cli.progress import TrainingDisplay
+from infnerf_tiles.cli.stopping import StopRequest
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
 from infnerf_tiles.settings import load_settings
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from infnerf_tiles.pipelines.train import TrainSummary
 
 _MAX_ROWS = 20
+_MAX_NAMED = 5
 _RESUMES = "what is trained is kept, and the same command goes on from there"
 
 
@@ -37,6 +39,13 @@ _RESUMES = "what is trained is kept, and the same command goes on from there"
     help="Box that the octree has to hold, in the units of the poses; default: from points and cameras.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the scene that is at SCENE already.")
+@click.option(
+    "--coverage-map",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Draw the regions from above, coloured by the number of photos that see them, with the cameras.",
+)
+@budget_options
 @settings_options
 def build(
     terminal: Terminal,
@@ -46,14 +55,18 @@ def build(
     crs: str | None,
     bounds: tuple[float, ...] | None,
     overwrite: bool,
+    coverage_map: Path | None,
+    ram: int | None,
+    vram: int | None,
+    scratch: int | None,
     config: str | None,
     overrides: tuple[str, ...],
-) -> None:
+) -> int:
     """Partition the photos of DATA into an octree and write it, untrained, to the folder SCENE.
 
     DATA is a folder with a COLMAP model (binary or text; sparse/0 and images) or a transforms.json of nerfstudio,
     instant-ngp or Blender. Photos that cannot be used are left out and listed with the reason. A geo.json in DATA
-    names the coordinate reference system.
+    names the coordinate reference system. Tells what the photos see of each region; exit code 3 if one is lost.
 
     \b
     Examples:
@@ -63,12 +76,21 @@ def build(
       infnerf-tiles build --list-settings
     """
     from infnerf_tiles.pipelines import build as pipeline
+    from infnerf_tiles.pipelines.plan import Budgets
 
     settings = load_settings(config, overrides)
-    report = pipeline.build(data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite)
+    report = pipeline.build(
+        data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite,
+        coverage_map=coverage_map, budgets=Budgets(ram=ram, vram=vram, scratch=scratch),
+    )  # fmt: skip
     tell_rejected(terminal, report)
     terminal.result({"scene": scene, **report.to_json()}, *_build_tables(scene, report))
-    terminal.say(f"next: infnerf-tiles train {scene}")
+    if coverage_map is not None:
+        terminal.say(f"coverage map: {coverage_map}")
+    code = tell_coverage(terminal, report)
+    if not code:
+        terminal.say(f"next: infnerf-tiles train {scene}")
+    return code
 
 
 def tell_rejected(terminal: Terminal, report: "BuildReport") -> None:
@@ -93,15 +115,39 @@ def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
         "edge of the root cube": f"{report.root_edge:.4g}",
         "finest GSD": f"{report.gsd_finest:.4g}",
     }
-    regions = [(str(r["treelet"]), int(r["photos"]), int(r["points"])) for r in report.regions]
-    # what is seen least needs a look first
-    regions.sort(key=lambda row: row[1])
     tables = [facts_table(f"scene {scene}", facts)]
-    if regions and report.points:
-        title = f"coverage of the {len(regions)} regions of the finest band"
+    coverage = report.coverage
+    # what is seen least needs a look first
+    regions = sorted(coverage.regions, key=lambda region: (region.photos, region.treelet))
+    if regions:
+        title = f"coverage of the {len(regions):,} regions of the finest band"
         title += ", least first" if len(regions) > _MAX_ROWS else ""
-        tables.append(table(title, ("region", "photos", "points"), regions[:_MAX_ROWS]))
+        rows = [
+            (r.treelet, r.photos, r.pixels, r.points, "–" if r.gsd is None else f"{r.gsd:.3g}")
+            for r in regions[:_MAX_ROWS]
+        ]
+        tables.append(table(title, ("region", "photos", "pixels", "points", "GSD reached"), rows))
     return tables
+
+
+def tell_coverage(terminal: Terminal, report: "BuildReport") -> int:
+    """What is not seen well enough; the exit code, which is not 0 if a region is lost."""
+    coverage = report.coverage
+    for names, what in (
+        ([region.treelet for region in coverage.weak], "regions are seen by fewer than 3 photos"),
+        (coverage.blind_photos, "training photos see no region"),
+    ):
+        if names:
+            more = ", ..." if len(names) > _MAX_NAMED else ""
+            terminal.say(f"warning: {len(names):,} {what}: {', '.join(names[:_MAX_NAMED])}{more}")
+    if coverage.lost:
+        first = ", ".join(region.treelet for region in coverage.lost[:_MAX_NAMED])
+        terminal.error(
+            f"{len(coverage.lost):,} regions are seen by no training photo and cannot be trained: {first}; add photos "
+            "of them, or leave them out with --bounds"
+        )
+        return DATA_ERROR
+    return 0
 
 
 @scene_argument
@@ -124,7 +170,8 @@ def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
     is_flag=True,
     help="Go on although settings or photos are not those that the trained treelets were made with.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
+@budget_options
+@place_options
 @settings_options
 def train(
     terminal: Terminal,
@@ -133,13 +180,20 @@ def train(
     images: Path | None,
     redo: str | None,
     accept_changes: bool,
+    ram: int | None,
+    vram: int | None,
+    scratch: int | None,
+    workers: int | None,
+    scheduler: str | None,
+    requests: dict[str, float],
     threads: int | None,
     config: str | None,
     overrides: tuple[str, ...],
 ) -> int:
     """Train what is not yet trained in SCENE: first what all treelets share, then treelet by treelet, coarse to fine.
 
-    Interrupt it whenever you like: the same command goes on where it was stopped. --config and --set change settings
+    Interrupt it whenever you like: the same command goes on where it was stopped. Ctrl-C lets the treelets in hand
+    finish, a second one stops at once. --config and --set change settings
     of the section training, on top of those stored in the scene; the others were fixed by build.
 
     \b
@@ -148,11 +202,21 @@ def train(
       infnerf-tiles train city.zarr --set training.passes=6
       infnerf-tiles train city.zarr --data /new/place/of/the/photos
       infnerf-tiles train city.zarr --redo L2/1-0-3
+      infnerf-tiles train city.zarr --workers 4
+      infnerf-tiles train city.zarr --scheduler tcp://10.0.0.1:8786
     """
     from infnerf_tiles.pipelines import train as pipeline
+    from infnerf_tiles.pipelines.cluster import Workplace, default_workers
+    from infnerf_tiles.pipelines.plan import Budgets
 
     settings = changed_settings("train", scene, "training", config, overrides)
-    with TrainingDisplay.of_scene(terminal, scene, settings, redo) as display:
+    place = Workplace(
+        workers=default_workers() if workers is None and scheduler is None else workers or 0,
+        scheduler=scheduler,
+        threads=threads,
+        requests=requests,
+    )
+    with TrainingDisplay.of_scene(terminal, scene, settings, redo) as display, StopRequest(terminal) as stop:
         summary = pipeline.train(
             scene,
             data=None if data is None else str(data),
@@ -160,8 +224,11 @@ def train(
             settings=settings,
             redo=redo,
             accept_changes=accept_changes,
-            threads=threads,
+            place=place,
+            budgets=Budgets(ram=ram, vram=vram, scratch=scratch),
             progress=display.update,
+            stop=stop,
+            say=terminal.say,
         )
     terminal.result({"scene": scene, **summary.to_json(), "reports": _reports(summary)}, *_train_tables(summary))
     for reason in summary.failed:
@@ -169,6 +236,9 @@ def train(
     if summary.failed:
         terminal.error(f"{len(summary.failed)} treelets failed; the same command tries them again")
         return 1
+    if stop() and summary.remaining:
+        terminal.error(f"interrupted; {_RESUMES}")
+        return INTERRUPTED
     return 0
 
 
@@ -185,6 +255,7 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
         "nodes in all": summary.nodes,
         "rays": summary.rays,
         "samples": summary.samples,
+        "pixels given to treelets": f"{summary.treelet_pixels:,}, {_ratio(summary)} of the photos' own",
         "seconds": f"{summary.seconds:.1f}",
     }
     tables = [facts_table("training", facts)]
@@ -195,6 +266,10 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
         rows = [(r.treelet, r.nodes, r.steps, decibel(r.psnr), f"{r.seconds:.1f}") for r in worst]
         tables.append(table(title, ("treelet", "nodes", "steps", "PSNR (training)", "seconds"), rows))
     return tables
+
+
+def _ratio(summary: "TrainSummary") -> str:
+    return f"{summary.treelet_pixels / max(summary.photo_pixels, 1):.2f} times"
 
 
 build_command = command("build", "Partition posed photos into an octree; write an untrained scene.")(build)

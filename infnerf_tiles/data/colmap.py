@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float64, Int64
+from infnerf_tiles.arrays import Float64, Int32, Int64
 from infnerf_tiles.data import colmap_binary, colmap_text
 from infnerf_tiles.data.colmap_records import CameraRecord, ImageTable, PointTable
 from infnerf_tiles.data.records import Listing, PhotoFolder, Points
@@ -19,6 +19,7 @@ from infnerf_tiles.geometry.rotation import quaternions_from_rotations, rotation
 
 logger = logging.getLogger(__name__)
 
+_BLOCK = 1 << 22  # observations renumbered at a time
 MODEL_FOLDERS = ("sparse/0", "sparse", "", "colmap/sparse/0")
 
 
@@ -164,20 +165,27 @@ def _camera_to_world(images: ImageTable) -> Float64:
 def _points(table: PointTable, image_ids: Int64) -> Points:
     """Points with tracks as rows of the image table; points that are not finite and unknown image ids are dropped."""
     order = np.argsort(image_ids)
-    found = np.searchsorted(image_ids[order], table.track_image_ids).clip(max=max(len(order) - 1, 0))
-    rows = order[found] if len(order) else np.zeros(len(table.track_image_ids), np.int64)
-    known = image_ids[rows] == table.track_image_ids if len(order) else np.zeros(len(rows), np.bool_)
+    photos: Int32 = np.empty(len(table.track_image_ids), np.int32)
+    for start in range(0, len(photos), _BLOCK):
+        asked = table.track_image_ids[start : start + _BLOCK].astype(np.int64)
+        found = np.searchsorted(image_ids[order], asked).clip(max=max(len(order) - 1, 0))
+        rows = order[found] if len(order) else np.full(len(asked), -1)
+        known = image_ids[rows] == asked if len(order) else np.zeros(len(asked), np.bool_)
+        photos[start : start + _BLOCK] = np.where(known, rows, -1)
     finite = np.isfinite(table.xyz).all(axis=1)
-    kept = known & np.repeat(finite, np.diff(table.track_offsets))
-    before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
-    lengths = np.diff(before[table.track_offsets])[finite]
+    kept = photos >= 0
+    if not finite.all():
+        kept &= np.repeat(finite, np.diff(table.track_offsets))
+    if kept.all() and finite.all():
+        offsets = table.track_offsets
+    else:
+        before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
+        lengths = np.diff(before[table.track_offsets])[finite]
+        offsets, photos = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), photos[kept]
     return Points(
-        xyz=table.xyz[finite],
-        rgb=table.rgb[finite],
-        error=table.error[finite],
-        track_offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        track_photos=rows[kept].astype(np.int32),
-    )
+        xyz=table.xyz[finite], rgb=table.rgb[finite], error=table.error[finite], track_offsets=offsets,
+        track_photos=photos,
+    )  # fmt: skip
 
 
 def _projections(cameras: PosedCameras, points: Points, point_rows: Int64) -> Float64:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit
 
-from infnerf_tiles.arrays import Float64, Int64
+from infnerf_tiles.arrays import Float64, Int64, UInt8
 from infnerf_tiles.data.colmap_records import MODEL_IDS, MODELS, CameraRecord, ImageTable, PointTable
 from infnerf_tiles.errors import DatasetError
 
@@ -21,6 +22,8 @@ _TRACK = np.dtype([("image", "<u4"), ("point2d", "<u4")])
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 _MIN_IMAGE_BYTES = _IMAGE.size + 2 + _COUNT.size
 _MAX_NAME_BYTES = 4096
+_BLOCK = 1 << 16  # points parsed at a time
+_IMAGES_AT_ONCE = 64
 _COPY_AGAIN = "the file is truncated or damaged; copy it again or export the model again"
 
 
@@ -32,6 +35,7 @@ class _File:
         self.data = data
         self.size = len(data)
         self.offset = 0
+        self._forgotten = 0
 
     def require(self, num_bytes: int, what: str) -> None:
         """DatasetError unless `num_bytes` more bytes are there."""
@@ -59,6 +63,14 @@ class _File:
         """DatasetError unless everything was read."""
         if self.offset != self.size:
             raise self.error(f"the end of the file after the last {what}", f"{self.size - self.offset} more bytes")
+
+    def forget(self) -> None:
+        """Let the pages go that were read: they count as memory of this process as long as they are mapped."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            done = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            if done > self._forgotten:
+                self.data.madvise(mmap.MADV_DONTNEED, self._forgotten, done - self._forgotten)
+                self._forgotten = done
 
     def error(self, expected: str, got: str) -> DatasetError:
         """An error at the current position."""
@@ -110,6 +122,8 @@ def read_images(path: Path) -> ImageTable:
             file.offset = end + 1
             num_observations = file.take_count(f"observations of image {i} ({names[-1]!r})", _OBSERVATION.itemsize)
             file.offset += num_observations * _OBSERVATION.itemsize
+            if i % _IMAGES_AT_ONCE == 0:
+                file.forget()
         file.finish("image")
     table = np.array(heads, dtype=np.float64).reshape(len(heads), 9)  # ids are uint32, exact in float64
     return ImageTable(
@@ -122,34 +136,79 @@ def read_images(path: Path) -> ImageTable:
 
 
 def read_points(path: Path) -> PointTable:
-    """points3D.bin. DatasetError if damaged."""
-    heads = []
-    tracks = []
+    """points3D.bin. DatasetError if damaged. Takes little more than the arrays that it returns."""
     with _mapped(path) as file:
         count = file.take_count("points", _POINT.itemsize)
-        # Records have variable length, so this loop is the only serial part: it cuts the file, numpy parses the pieces.
-        data, size, offset, unpack = file.data, file.size, file.offset, _COUNT.unpack_from
-        for i in range(count):
-            file.offset = offset
-            start = offset + _POINT.itemsize
-            if start > size:
-                file.require(_POINT.itemsize, f"point {i} of {count}")
-            offset = start + _TRACK.itemsize * unpack(data, start - _COUNT.size)[0]
-            if offset > size:
-                file.require(offset - file.offset, f"the track of point {i} of {count}")
-            heads.append(data[start - _POINT.itemsize : start])
-            tracks.append(data[start:offset])
-        file.offset = offset
+        # what is not a head is a track
+        num_tracks = (file.size - file.offset - count * _POINT.itemsize) // _TRACK.itemsize
+        table = PointTable(
+            xyz=np.empty((count, 3)),
+            rgb=np.empty((count, 3), np.uint8),
+            error=np.empty(count, np.float32),
+            track_offsets=np.zeros(count + 1, np.int64),
+            track_image_ids=np.empty(num_tracks, np.uint32),
+        )
+        for first in range(0, count, _BLOCK):
+            _read_block(file, table, first, min(first + _BLOCK, count), count)
+            file.forget()
         file.finish("point")
-    table = np.frombuffer(b"".join(heads), _POINT)
-    track = np.frombuffer(b"".join(tracks), _TRACK)
-    return PointTable(
-        xyz=table["xyz"].astype(np.float64),
-        rgb=table["rgb"].astype(np.uint8),
-        error=table["error"].astype(np.float32),
-        track_offsets=np.concatenate([[0], np.cumsum(table["length"].astype(np.int64))]),
-        track_image_ids=track["image"].astype(np.int64),
-    )
+    return table
+
+
+def _read_block(file: _File, table: PointTable, first: int, last: int, count: int) -> None:
+    """Read points first .. last - 1 into the table."""
+    data: UInt8 = np.frombuffer(file.data, np.uint8)
+    try:
+        starts, problem = _point_starts(data, file.offset, last - first, _POINT.itemsize, _TRACK.itemsize)
+        if problem >= 0:
+            file.offset = int(starts[problem])
+            file.require(_POINT.itemsize, f"point {first + problem} of {count}")
+            head = file.data[file.offset : file.offset + _POINT.itemsize]
+            size = _POINT.itemsize + _TRACK.itemsize * int.from_bytes(head[-8:], "little")
+            file.require(size, f"the track of point {first + problem} of {count}")
+        _parse_points(data, starts, first, last, table)
+        file.offset = int(starts[-1])
+    finally:
+        del data  # a mapping with views cannot be closed
+
+
+@njit(cache=True)
+def _point_starts(data: UInt8, offset: int, count: int, head: int, element: int) -> tuple[Int64, int]:
+    """Byte at which each record starts, and behind the last one; the row of a record beyond the end of the file, or -1.
+
+    Records have variable length, so this loop is the only serial part.
+    """
+    starts = np.empty(count + 1, np.int64)
+    size = data.shape[0]
+    for i in range(count):
+        starts[i] = offset
+        end = offset + head
+        if end > size:
+            return starts, i
+        length = np.int64(0)
+        for k in range(8):
+            length |= np.int64(data[end - 8 + k]) << np.int64(8 * k)
+        if length < 0 or length > size or end + length * element > size:
+            return starts, i
+        offset = int(end + length * element)
+    starts[count] = offset
+    return starts, -1
+
+
+def _parse_points(data: UInt8, starts: Int64, first: int, last: int, table: PointTable) -> None:
+    """Fill rows first .. last - 1 of the table."""
+    places = starts[:-1, None] + np.arange(_POINT.itemsize)
+    heads = data[places].reshape(-1).view(_POINT)
+    table.xyz[first:last] = heads["xyz"]
+    table.rgb[first:last] = heads["rgb"]
+    table.error[first:last] = heads["error"]
+    begin, end = int(starts[0]), int(starts[-1])
+    is_track = np.ones(end - begin, np.bool_)
+    is_track[(places - begin).reshape(-1)] = False
+    tracks = data[begin:end][is_track].view(_TRACK)
+    offset = int(table.track_offsets[first])
+    table.track_offsets[first + 1 : last + 1] = offset + np.cumsum(heads["length"].astype(np.int64))
+    table.track_image_ids[offset : offset + len(tracks)] = tracks["image"]
 
 
 def write_cameras(path: Path, cameras: Sequence[CameraRecord]) -> None:

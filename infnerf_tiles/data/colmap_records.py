@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from infnerf_tiles.arrays import Float32, Float64, Int64, UInt8
+from infnerf_tiles.arrays import AnyArray, Float32, Float64, Int64, UInt8
 
 # COLMAP's model ids: name and number of parameters
 MODELS: dict[int, tuple[str, int]] = {
@@ -48,10 +48,10 @@ class ImageTable:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PointTable:
     """points3D.*: xyz float64[m, 3], rgb uint8[m, 3], error float32[m], track_offsets int64[m + 1], track_image_ids
-    int64[k]."""
+    int64[k] or uint32[k]."""
 
     xyz: Float64
     rgb: UInt8
     error: Float32
     track_offsets: Int64
-    track_image_ids: Int64
+    track_image_ids: AnyArray

@@ -1,15 +1,16 @@
 """Reading a data set: which photos can be used, their cameras, their split, and why the others cannot be used."""
 
+import contextlib
 import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from infnerf_tiles.arrays import Bool, Int32, check_shape
+from infnerf_tiles.arrays import Bool, Int32, Int64, check_shape
 from infnerf_tiles.data.checks import camera_problem, clean_poses, file_problem
 from infnerf_tiles.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
@@ -62,6 +63,29 @@ class PosedPhotos:
     def num_photos(self) -> int:
         """Number of photos n."""
         return len(self.names)
+
+    def file_bytes(self) -> Int64:
+        """int64[n]: sizes of the photos' files, -1 for one that is not there."""
+        sizes: Int64 = np.full(self.num_photos, -1, np.int64)
+        for i, path in enumerate(self.paths):
+            with contextlib.suppress(OSError):
+                sizes[i] = path.stat().st_size
+        return sizes
+
+    def select(self, rows: Int64, is_test: Bool) -> "PosedPhotos":
+        """The photos of int64[k] `rows`, in that order, with another split (bool[k])."""
+        photo_of: Int32 = np.full(self.num_photos, -1, np.int32)
+        photo_of[rows] = np.arange(len(rows))
+        kept = rows.tolist()
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in kept),
+            paths=tuple(self.paths[i] for i in kept),
+            mask_paths=tuple(self.mask_paths[i] for i in kept),
+            cameras=self.cameras.subset(rows),
+            is_test=is_test,
+            points=None if self.points is None else self.points.renumbered(photo_of),
+        )
 
     def photo_file(self, photo: int, *, alpha_as_mask: bool = False) -> PhotoFile:
         """How to decode one photo, for `PhotoCache.get` and `decode_masked_photo`."""

@@ -1,6 +1,6 @@
 """What the readers hand over: sparse points, rejected photos, and a pose file's content before it met the photos."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,12 @@ class Points:
         photo_of: int32[n], new row of each old photo row, -1 for a photo that is gone. Observations in photos that are
         gone are dropped, the points stay.
         """
+        if len(photo_of) and np.array_equal(photo_of, np.arange(len(photo_of))):
+            return self
         photos = photo_of[self.track_photos].astype(np.int32)
         kept = photos >= 0
+        if kept.all():
+            return replace(self, track_photos=photos)
         before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
         return Points(
             xyz=self.xyz,

@@ -19,7 +19,8 @@ _SAMPLED_POINTS = 16_384
 _SAMPLED_PHOTOS = 256
 _MIN_SPREAD = 0.01  # mean squared sine between optical axes
 _MAX_MISS = 0.25  # mean squared sine between an optical axis and the direction of the convergence point
-_BLOCK = 1 << 21  # observations handled at a time
+_BLOCK = 1 << 18  # points or observations handled at a time
+_SAMPLED_OBSERVATIONS = 1 << 22
 
 
 def root_cube_from_points(points: Float64, cameras: PosedCameras, *, padding: float = PADDING) -> RootCube:
@@ -130,7 +131,9 @@ def finest_level(
     points: float64[m, 3], world; tracks as in `point_wanted_levels`. DatasetError if no distance can be had.
     """
     if points is not None and track_offsets is not None and track_photos is not None:
-        seen = _observation_footprints(points, track_offsets, track_photos, cameras)
+        some = _every(len(track_photos), _SAMPLED_OBSERVATIONS)
+        _check_tracks(points, track_offsets, track_photos, cameras)
+        seen = _footprints(points, np.searchsorted(track_offsets, some, side="right") - 1, track_photos[some], cameras)
     elif points is not None:
         seen = _sampled_footprints(points, cameras)
     else:
@@ -153,34 +156,38 @@ def point_wanted_levels(
     points: float64[m, 3], world. Point i was observed in photos track_photos[track_offsets[i]:track_offsets[i + 1]];
     track_offsets: int[m + 1], from 0 to k; track_photos: int[k]. gsd_root: GSD of level 0, world units.
     """
-    seen = _observation_footprints(points, track_offsets, track_photos, cameras)
+    _check_tracks(points, track_offsets, track_photos, cameras)
     finest = np.full(len(points), np.inf)
-    has_observers = np.diff(track_offsets) > 0
-    if has_observers.any():
+    for start in range(0, len(points), _BLOCK):
+        offsets = track_offsets[start : start + _BLOCK + 1]
+        lengths = np.diff(offsets)
+        owner = np.repeat(np.arange(start, start + len(lengths)), lengths)
+        seen = _footprints(points, owner, track_photos[offsets[0] : offsets[-1]], cameras)
         # empty tracks take no room, so the starts of the others delimit the groups
-        finest[has_observers] = np.minimum.reduceat(seen, track_offsets[:-1][has_observers])
+        if len(seen):
+            observed = np.flatnonzero(lengths > 0)
+            finest[start + observed] = np.minimum.reduceat(seen, (offsets[:-1] - offsets[0])[observed])
     return wanted_level(gsd_root, finest)
 
 
-def _observation_footprints(
-    points: Float64, track_offsets: AnyArray, track_photos: AnyArray, cameras: PosedCameras
-) -> Float64:
-    """float64[k]: footprint of every observation, in the order of the tracks."""
+def _check_tracks(points: Float64, track_offsets: AnyArray, track_photos: AnyArray, cameras: PosedCameras) -> None:
+    """ValueError unless the tracks fit the points and the photos."""
     check_shape("points", points, (None, 3))
     check_shape("track_offsets", track_offsets, (len(points) + 1,))
     check_shape("track_photos", track_photos, (None,))
-    lengths = np.diff(track_offsets)
-    if track_offsets[0] != 0 or track_offsets[-1] != len(track_photos) or (lengths < 0).any():
+    if track_offsets[0] != 0 or track_offsets[-1] != len(track_photos) or (np.diff(track_offsets) < 0).any():
         raise ValueError(f"track_offsets: expected ascending offsets from 0 to {len(track_photos)}")
     if len(track_photos) and not 0 <= track_photos.min() <= track_photos.max() < cameras.num_photos:
         raise ValueError(f"track_photos: expected photos 0 to {cameras.num_photos - 1}, got others")
-    owner = np.repeat(np.arange(len(points), dtype=np.int32), lengths)
-    seen = np.empty(len(track_photos), dtype=np.float64)
-    for start in range(0, len(seen), _BLOCK):
+
+
+def _footprints(points: Float64, owner: AnyArray, photos: AnyArray, cameras: PosedCameras) -> Float64:
+    """float64[k]: footprint of every observation of points[owner[i]] in photos[i]."""
+    seen: Float64 = np.empty(len(photos))
+    for start in range(0, len(photos), _BLOCK):
         block = slice(start, start + _BLOCK)
-        photo = track_photos[block]
-        distance = np.linalg.norm(points[owner[block]] - cameras.centres[photo], axis=1)
-        seen[block] = footprint(distance, cameras.focals[photo])
+        distance = np.linalg.norm(points[owner[block]] - cameras.centres[photos[block]], axis=1)
+        seen[block] = footprint(distance, cameras.focals[photos[block]])
     return seen
 
 

@@ -96,6 +96,12 @@ def read_bundle(store: GuardedStore, path: str) -> Bundle | None:
     return None
 
 
+def read_bundle_meta(store: GuardedStore, path: str) -> dict[str, Any] | None:
+    """The facts of the bundle at `path` alone, None if none was ever completed there; DamagedStoreError."""
+    head = _read_head(store, path)
+    return None if head is None else head.meta
+
+
 def drop_bundle(store: GuardedStore, path: str) -> None:
     """Remove the bundle at `path`, if there is one."""
     store.remove(document_key(path))  # first, so that no half-removed bundle can be read

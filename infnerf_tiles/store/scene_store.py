@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from infnerf_tiles.arrays import AnyArray, Bool, Float16, UInt8
+from infnerf_tiles.arrays import AnyArray, Bool, Float16, Int64, UInt8
 from infnerf_tiles.errors import DamagedNodeError, DamagedStoreError, StoreError
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.store import bundle
@@ -193,14 +193,24 @@ class SceneStore:
         """Whether the group (a small one, or "cameras") was ever written."""
         return self._data.has(document_key(_small_path(group)))
 
-    def write_cameras(self, cameras: PosedCameras, names: tuple[str, ...], is_test: Bool) -> None:
-        """Keep the cameras. `names`: photo names relative to the photo folder; `is_test`: bool[n]."""
+    def write_cameras(
+        self, cameras: PosedCameras, names: tuple[str, ...], is_test: Bool, file_bytes: Int64 | None = None
+    ) -> None:
+        """Keep the cameras. `names`: photo names relative to the photo folder; `is_test`: bool[n]; `file_bytes`:
+        int64[n], sizes of the photos' files, by which a photo that was changed is found out."""
         arrays, meta = cameras_to_bundle(cameras, names, is_test)
+        if file_bytes is not None:
+            arrays["file_bytes"] = file_bytes
         self._write_group("cameras", arrays, meta)
 
     def read_cameras(self) -> StoredCameras:
         """(cameras, names, is_test) as they were written."""
         return cameras_from_bundle(self.read_group("cameras"), self.name)
+
+    def read_file_bytes(self) -> Int64 | None:
+        """int64[n] sizes of the photos' files when the scene was built, None if they were not kept."""
+        found = self.read_group("cameras").arrays.get("file_bytes")
+        return None if found is None else found.astype(np.int64)
 
     def _write_group(self, group: str, arrays: Mapping[str, AnyArray], meta: Mapping[str, Any]) -> None:
         self.check_writable()
@@ -215,6 +225,12 @@ class SceneStore:
         if found is None:
             raise StoreError(f"scene {self.name}: it has no {group} yet; {_ADVICE[group]}")
         return found
+
+    def change_settings(self, settings: Mapping[str, Any]) -> None:
+        """Replace the header's `settings` (JSON values), durably. Nothing else of a header may change."""
+        with self._changing() as root:
+            self._save(replace(root, header=replace(root.header, settings=dict(settings))))
+            self._root = replace(self._root, header=replace(self._root.header, settings=dict(settings)))
 
     # --- the single writer --------------------------------------------------------------------------------------
 

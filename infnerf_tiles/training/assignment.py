@@ -21,9 +21,11 @@ from infnerf_tiles.training.shared import Shared
 RAYS_PER_EDGE = 2
 """Rays cast per patch edge to find out where its pixels end."""
 MIN_SHARE = 0.05
-"""A treelet that holds more than this share of a ray's weight gets the ray's patch."""
+"""A ray that leaves more than this share of its weight in a treelet shows something of it."""
 CROSSING_SHARE = 0.15
 """Share of the patches that only cross a treelet's occupied cells and go along, so that air there is penalised."""
+OVERLAP_COPIES = 0.15
+"""Patches from around treelets, for each one that belongs to them: what bounds the pixels of all treelets together."""
 _MARGIN_VOXELS = 2.0
 _LEVEL_MARGIN = 0.25
 _RAYS_AT_ONCE = 1 << 15
@@ -43,11 +45,26 @@ class BandCut:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pairs:
-    """(ray, treelet) pairs: a ray has samples in the treelet's cube."""
+    """(ray, treelet) pairs: a ray has samples in the treelet's cube or within its margin.
+
+    weight: of the ray's samples there, margin included. own: of those inside the cube alone.
+    """
 
     ray: Int64
     treelet: Int64
     weight: Float32
+    own: Float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ends:
+    """Per ray: whether its pixel wants this band where it ends (`fits`, with a margin; `wants`, without), how opaque it
+    is, and how many cubes of the band's top level it crosses (at least 1)."""
+
+    fits: Bool
+    wants: Bool
+    opacity: Float32
+    crossed: Int64
 
 
 def assign_patches(
@@ -55,41 +72,88 @@ def assign_patches(
 ) -> Mapping[int, Int64]:
     """Numbers of the patches of each treelet of the band, by root key.
 
-    A patch belongs to a treelet that holds more than MIN_SHARE of one of its rays' weight at a fitting level, and so do
-    the patches around it; part of those that only cross its occupied cells go along. Photos, octree and committed
-    bands decide alone: the same call gives the same answer.
+    A patch goes to a treelet as often as its rays end there: a share of its rays' weight at a level of the band is the
+    chance of the patch to go along, so that over all treelets and bands each patch goes about once. Treelets also need
+    what lies around: patches of which any ray leaves more than MIN_SHARE of its weight in the treelet or its margin,
+    patches beside those, and part of those that only cross its occupied cells. As many of them go along as
+    OVERLAP_COPIES allows, photo by photo. Photo, octree and committed bands decide alone, so that photos can be
+    assigned one by one.
     """
     num, treelets = patches.count, len(band.root_keys)
     if not treelets:
         return {}
-    hit: dict[int, list[Int64]] = {k: [] for k in range(treelets)}
-    cross: dict[int, list[Int64]] = {k: [] for k in range(treelets)}
+    parts: list[tuple[Int64, Float64]] = [(np.empty(0, np.int64), np.empty(0))]
+    around: list[Int64] = [np.empty(0, np.int64)]
+    crossing: list[Int64] = [np.empty(0, np.int64)]
     per_patch = RAYS_PER_EDGE**2
     at_once = max(1, _RAYS_AT_ONCE // per_patch)
     for first in range(0, num, at_once):
         part = patches.select(np.arange(first, min(first + at_once, num), dtype=np.int32))
-        pairs, fits, ends = _cast(context, arena, shared, part, band, octree)
-        strong = fits[pairs.ray] & ((pairs.weight > MIN_SHARE) | ~ends[pairs.ray])
-        patch = pairs.ray // per_patch + first
-        for k in range(treelets):
-            mine = pairs.treelet == k
-            if mine.any():
-                hit[k].append(np.unique(patch[mine & strong]))
-                cross[k].append(np.unique(patch[mine & ~strong & fits[pairs.ray]]))
-    result = {}
-    for k, key in enumerate(band.root_keys.tolist()):
-        inside = np.unique(np.concatenate([np.empty(0, np.int64), *hit[k]]))
-        grown = _dilated(patches, inside)
-        only = np.setdiff1d(np.unique(np.concatenate([np.empty(0, np.int64), *cross[k]])), grown)
-        chosen = only[np.random.default_rng((key, 1)).random(len(only)) < CROSSING_SHARE]
-        result[key] = np.union1d(grown, chosen)
-    return result
+        pairs, ends = _cast(context, arena, shared, part, band, octree)
+        opacity = ends.opacity[pairs.ray]
+        fits = ends.fits[pairs.ray]
+        strong = fits & ((pairs.weight > MIN_SHARE) | (opacity <= 0.5))
+        code = pairs.treelet * num + pairs.ray // per_patch + first
+        # a ray that ends nowhere belongs to all that it crosses in equal parts
+        share = np.where(opacity > 0.5, pairs.own / np.maximum(opacity, 1e-6), 1.0 / ends.crossed[pairs.ray])
+        share = np.where(ends.wants[pairs.ray], share, 0.0) / per_patch
+        unique, inverse = np.unique(code, return_inverse=True)
+        sums: Float64 = np.bincount(inverse, share, len(unique)).astype(np.float64)
+        parts.append((unique, sums))
+        around.append(np.unique(code[strong]))
+        crossing.append(np.unique(code[fits & ~strong]))
+    codes = np.concatenate([c for c, _ in parts])
+    order = np.argsort(codes, kind="stable")
+    codes, chance = codes[order], np.concatenate([s for _, s in parts])[order]
+    near = np.unique(np.concatenate(around))
+    bounds = np.arange(treelets + 1) * num
+    starts = np.searchsorted(near, bounds)
+    grown = [_dilated(patches, near[starts[k] : starts[k + 1]] - bounds[k]) + bounds[k] for k in range(treelets)]
+    weak = np.unique(np.concatenate(crossing))
+    weak = weak[_luck(band.root_keys, patches, weak, 1) < CROSSING_SHARE]
+    near = np.union1d(np.concatenate([np.empty(0, np.int64), *grown]), weak)
+    allowed = _overlap_share(patches, codes % num, chance, near % num)
+    everything = np.union1d(codes, near)
+    odds = np.zeros(len(everything))
+    odds[np.searchsorted(everything, codes)] = chance
+    also = np.searchsorted(everything, near)
+    odds[also] = np.maximum(odds[also], allowed[patches.photo[near % num]])
+    # sums of shares reach 1 up to rounding
+    chosen = everything[_luck(band.root_keys, patches, everything, 0) < odds + 1e-6 * (odds > 0)]
+    starts = np.searchsorted(chosen, bounds)
+    return {key: chosen[starts[k] : starts[k + 1]] - bounds[k] for k, key in enumerate(band.root_keys.tolist())}
+
+
+def _overlap_share(patches: Patches, core: Int64, chance: Float64, near: Int64) -> Float64:
+    """Share of the patches around treelets that go along, by photo: float64 [photos]."""
+    size = int(patches.photo.max(initial=0)) + 1
+    mine = np.bincount(patches.photo[core], chance, size)
+    others = np.bincount(patches.photo[near], minlength=size)
+    share: Float64 = np.minimum(1.0, OVERLAP_COPIES * mine / np.maximum(others, 1))
+    return share
+
+
+def _luck(keys: Int64, patches: Patches, codes: Int64, salt: int) -> Float64:
+    """A number in [0, 1) for each pair of a treelet and a patch, the same whatever else is asked for: float64 [n].
+
+    codes: row of the treelet times number of patches, plus number of the patch.
+    """
+    row, chosen = np.divmod(codes, max(patches.count, 1))
+    place = (patches.photo.astype(np.uint64) << np.uint64(40)) | (patches.pyramid.astype(np.uint64) << np.uint64(35))
+    place |= (patches.row.astype(np.uint64) << np.uint64(16)) | patches.column.astype(np.uint64)
+    with np.errstate(over="ignore"):  # SplitMix64's mixing (Steele et al. 2014)
+        x = place[chosen] + (keys[row].astype(np.uint64) * 2 + np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    luck: Float64 = (x >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return luck
 
 
 def _cast(
     context: Context, arena: Arena, shared: Shared, patches: Patches, band: BandCut, octree: Octree
-) -> tuple[_Pairs, Bool, Bool]:
-    """Cast the patches' rays: pairs with treelets, and per ray whether its level fits the band and whether it ends."""
+) -> tuple[_Pairs, _Ends]:
+    """Cast the patches' rays: pairs with treelets, and where each ray ends."""
     cameras, root = context.photos.cameras, context.store.header.root
     xy = patch_points(patches, RAYS_PER_EDGE)
     per_patch = xy.shape[1]
@@ -119,8 +183,23 @@ def _cast(
     distance = depth.cpu().numpy() / np.maximum(opacity, 1e-6)
     pairs = _pairs(samples, weights.cpu().numpy(), unit, towards, band, context.shape.cells)
     width = np.maximum(distance, 1e-9) * footprint
-    fits = _level_fits(context, unit + distance[:, None] * towards, width, pyramid, photo, band, octree)
-    return pairs, fits, opacity > 0.5
+    fits, wants = (
+        _level_fits(context, unit + distance[:, None] * towards, width, pyramid, photo, band, octree, margin)
+        for margin in (_LEVEL_MARGIN, 0.0)
+    )
+    return pairs, _Ends(fits=fits, wants=wants, opacity=opacity, crossed=_crossed(samples, unit, towards, band))
+
+
+def _crossed(samples: Samples, origins: Float64, directions: Float64, band: BandCut) -> Int64:
+    """int64 [Q]: cubes of the band's top level in which a ray has samples, at least 1."""
+    ray = samples.ray.cpu().numpy().astype(np.int64)
+    distance = samples.t.cpu().numpy()[:, None].astype(np.float64)
+    unit: Float64 = origins[ray] + distance * directions[ray]
+    cells = 1 << band.top
+    at = np.clip(np.floor(unit * cells), 0, cells - 1).astype(np.int64)
+    # samples of a ray are in order, so that a cube is one run of them
+    new = (np.diff(at, axis=0, prepend=-1) != 0).any(axis=1) | (np.diff(ray, prepend=-1) != 0)
+    return np.maximum(np.bincount(ray[new], minlength=len(origins)), 1)
 
 
 def _pairs(
@@ -135,8 +214,10 @@ def _pairs(
     margin = _MARGIN_VOXELS * 2.0 / node_cells
     pair: list[Int64] = []
     weight: list[Float32] = []
-    for c in range(8 if band.top else 1):
-        shift = np.array([2 * (c & 1) - 1, (c & 2) - 1, (c >> 1 & 2) - 1]) * (margin if band.top else 0.0)
+    shifts = [np.zeros(3)]
+    if band.top:
+        shifts += [np.array([2 * (c & 1) - 1, (c & 2) - 1, (c >> 1 & 2) - 1]) * margin for c in range(8)]
+    for shift in shifts:
         at = np.floor(unit * cells + shift).astype(np.int64)
         inside = np.flatnonzero(((at >= 0) & (at < cells)).all(axis=1))
         keys = encode_keys(np.full(len(inside), band.top), at[inside])
@@ -148,7 +229,9 @@ def _pairs(
     unique, inverse = np.unique(np.concatenate(pair), return_inverse=True)
     largest = np.zeros(len(unique), np.float32)
     np.maximum.at(largest, inverse, np.concatenate(weight))
-    return _Pairs(ray=unique // count, treelet=unique % count, weight=largest)
+    own = np.zeros(len(unique), np.float32)
+    own[inverse[: len(pair[0])]] = weight[0]
+    return _Pairs(ray=unique // count, treelet=unique % count, weight=largest, own=own)
 
 
 def _level_fits(
@@ -159,20 +242,22 @@ def _level_fits(
     photo: Int32,
     band: BandCut,
     octree: Octree,
+    margin: float,
 ) -> Bool:
-    """bool [Q]: whether the ray's pixel wants levels of this band where it ends, at `unit`, `width` world units wide.
+    """bool [Q]: whether the ray's pixel wants levels of this band, up to `margin` levels off, where it ends, at `unit`,
+    `width` world units wide.
 
     Too coarse for the band: its parents take it. Too fine: a deeper band takes it, unless none exists there or the
     photo has no coarser level (then the band learns the mean of what it cannot resolve).
     """
     wanted = np.log2(context.gsd_root / width)
     wanted += context.settings.octree.lod_bias
-    coarse_enough = wanted <= band.bottom + _LEVEL_MARGIN
+    coarse_enough = wanted <= band.bottom + margin
     nothing_below = octree.deepest_level(unit) <= band.bottom
     cameras = context.photos.cameras
     levels = np.array([num_pyramid_levels(c.width) for c in cameras.cameras])
     coarsest = pyramid == levels[cameras.camera_index[photo]] - 1
-    fine_enough = (wanted > band.top - 1 - _LEVEL_MARGIN) if band.top else np.ones(len(wanted), np.bool_)
+    fine_enough = (wanted > band.top - 1 - margin) if band.top else np.ones(len(wanted), np.bool_)
     fits: Bool = fine_enough & (coarse_enough | nothing_below | coarsest)
     return fits
 

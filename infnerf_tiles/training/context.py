@@ -1,16 +1,20 @@
 """What every training task opens for itself: the scene, the photos, and the constants that follow from both."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from infnerf_tiles.arrays import Bool, UInt8
-from infnerf_tiles.data.dataset import PosedPhotos
-from infnerf_tiles.data.photos import PhotoCache, mask_pyramid, num_pyramid_levels, pyramid
+from infnerf_tiles.data.colmap import MODEL_FOLDERS
+from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
+from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
+from infnerf_tiles.errors import DatasetError
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
 from infnerf_tiles.field.decoder import Decoder, decoder_shape
@@ -21,9 +25,9 @@ from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.shared import Shared
 
+_POSE_FILES = (".bin", ".txt", ".json", ".ply")
 TRAINING_NEAR = 16.0
 """Where training rays start, in finest GSDs: nearer than that a floater fills the view and no photo can correct it."""
-PHOTO_CACHE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,10 @@ class Context:
 
     @cached_property
     def read_pyramid(self) -> Callable[[int], list[tuple[UInt8, Bool | None]]]:
-        """photo -> its pyramid levels with masks, from a byte-bounded cache of decoded photos."""
-        cache = PhotoCache(PHOTO_CACHE_BYTES)
+        """photo -> its pyramid levels with masks. Nothing is kept: whoever reads goes photo by photo."""
 
         def read(photo: int) -> list[tuple[UInt8, Bool | None]]:
-            decoded = cache.get(self.photos.photo_file(photo))
+            decoded = decode_masked_photo(self.photos.photo_file(photo))
             levels = num_pyramid_levels(decoded.rgb.shape[1])
             images = pyramid(decoded.rgb, levels)
             masks: list[Bool | None] = [None] * levels
@@ -113,7 +116,42 @@ class Context:
 
 
 def scene_dataset(settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:
-    """Read the photos as the scene's settings say. Errors as `read_dataset`."""
-    from infnerf_tiles.data.dataset import read_dataset
-
+    """Read the photos as the scene's settings say, every file's header included. Errors as `read_dataset`."""
     return read_dataset(folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
+
+
+def scene_photos(store: SceneStore, settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:
+    """The photos that a scene was built with, in its order, from the pose files alone; kept for the next task.
+
+    No photo is opened: one that is gone is an error when it is decoded. DatasetError if one is not listed any more.
+    """
+    stored = store.read_cameras()
+    key = (store.name, store.header.created, str(folder), str(images), settings.data, _signature(folder))
+    with _memory_lock:
+        if _memory.get("key") != key:
+            photos = read_dataset(
+                folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
+                check_photos=False,
+            )  # fmt: skip
+            row_of = {name: row for row, name in enumerate(photos.names)}
+            if gone := [name for name in stored.names if name not in row_of]:
+                raise DatasetError(
+                    f"{folder}: expected the {len(stored.names)} photos that the scene was built with, {len(gone)} are "
+                    f"not listed any more: {', '.join(gone[:3])}; put them back, or build again"
+                )
+            rows = np.array([row_of[name] for name in stored.names], np.int64)
+            _memory.update(key=key, photos=photos.select(rows, stored.is_test))
+        found: PosedPhotos = _memory["photos"]
+    return found
+
+
+_memory: dict[str, Any] = {}
+_memory_lock = threading.Lock()
+
+
+def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of the pose files, which change when they are written again."""
+    places = [folder, *(folder / name for name in MODEL_FOLDERS)]
+    files = {file for place in places if place.is_dir() for file in place.iterdir() if file.suffix in _POSE_FILES}
+    found = [(str(file), file.stat()) for file in sorted(files)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)

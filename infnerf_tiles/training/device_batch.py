@@ -13,6 +13,7 @@ from infnerf_tiles.training.depth import RAY_SHARE
 from infnerf_tiles.training.device_pixels import DeviceDepth, DevicePixels
 from infnerf_tiles.training.device_rays import DeviceCameras
 from infnerf_tiles.training.draws import counters, uniforms
+from infnerf_tiles.training.pixels import PixelSet
 from infnerf_tiles.training.workload import Workload
 
 GROUP = 1 + round(1 / RAY_SHARE)
@@ -48,6 +49,8 @@ class DeviceSource:
         device = work.state.device
         self.num_rays = num_rays
         self._root = work.frame.root
+        if not isinstance(work.pixels, PixelSet):
+            raise TypeError("pixels: expected all of a treelet's, got streamed ones, which are drawn on the host only")
         self._pixels = DevicePixels(work.pixels, device)
         self._depth = None if work.depth is None else DeviceDepth(work.depth, device)
         self._cameras = DeviceCameras.of(work.cameras, work.frame.root, device)

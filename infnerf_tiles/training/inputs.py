@@ -1,7 +1,7 @@
 """What a scene remembers of how it was made: its settings and where its photos were."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,20 @@ _INPUTS = "inputs"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where the data set was when the scene was built; `train --data` overrides it after a move."""
+    """Where the data set was when the scene was built (`train --data` overrides it after a move), and how large the
+    octree may become."""
 
     dataset: str
     images: str | None = None
+    node_limit: int | None = None
+    """Most nodes that the scene may have, growth included; None: octree.max_nodes."""
+    accepted: tuple[str, ...] = ()
+    """"then:now", fingerprints of settings and photos between which --accept-changes saw no need to train again."""
 
 
 def stored_settings(settings: Settings, inputs: Inputs) -> Mapping[str, Any]:
     """The value of `SceneHeader.settings`."""
-    return {**settings.model_dump(mode="json"), _INPUTS: {"dataset": inputs.dataset, "images": inputs.images}}
+    return {**settings.model_dump(mode="json"), _INPUTS: {**asdict(inputs), "accepted": list(inputs.accepted)}}
 
 
 def scene_settings(header: SceneHeader) -> Settings:
@@ -37,7 +42,13 @@ def scene_inputs(header: SceneHeader) -> Inputs:
     if not isinstance(stored, Mapping) or not isinstance(stored.get("dataset"), str):
         raise DamagedStoreError("scene: expected the place of its photos in its settings, got none; pass --data")
     images = stored.get("images")
-    return Inputs(dataset=str(stored["dataset"]), images=None if images is None else str(images))
+    limit = stored.get("node_limit")
+    return Inputs(
+        dataset=str(stored["dataset"]),
+        images=None if images is None else str(images),
+        node_limit=limit if isinstance(limit, int) else None,
+        accepted=tuple(str(text) for text in stored.get("accepted") or ()),
+    )
 
 
 def absolute(path: str | Path | None) -> str | None:

@@ -92,8 +92,14 @@ class PixelSet:
         self._pixels_from = np.cumsum(pixels[::-1])[::-1]
 
     @classmethod
-    def gather(cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]]]) -> "PixelSet":
-        """Read the patches photo by photo.
+    def gather(
+        cls,
+        patches: Patches,
+        read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]]],
+        *,
+        keep_all: bool = False,
+    ) -> "PixelSet":
+        """Read the patches photo by photo; those without a usable pixel go, unless `keep_all`.
 
         Args:
             read_pyramid: photo -> list over pyramid levels of (uint8 [h, w, 3], mask bool [h, w] or None).
@@ -114,7 +120,11 @@ class PixelSet:
                 rgb[k, :h, :w] = tile
                 valid[k, :h, :w] = True if mask is None else mask[y : y + PATCH, x : x + PATCH]
         keep: Bool = np.asarray(valid.any(axis=(1, 2)))
-        return cls(patches.select(keep), rgb[keep], valid[keep])
+        # a selection copies, which doubles the memory for a moment
+        return cls(patches, rgb, valid) if keep_all or keep.all() else cls(patches.select(keep), rgb[keep], valid[keep])
+
+    def seek(self, progress: float) -> None:
+        """Nothing: all pixels are at hand whatever share of a training is done."""
 
     def draw(self, rng: np.random.Generator, count: int, finest: int = 0) -> PixelBatch:
         """Draw `count` pixels uniformly over the valid pixels of the patches at pyramid level `finest` and coarser."""

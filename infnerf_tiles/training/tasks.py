@@ -14,9 +14,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
-from infnerf_tiles.field.treelet import base_from_above
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
-from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
@@ -26,13 +24,14 @@ from infnerf_tiles.store.journal import JournalRecord, write_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
 from infnerf_tiles.training import checkpoint
-from infnerf_tiles.training.context import Context, scene_dataset
+from infnerf_tiles.training.context import Context, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
-from infnerf_tiles.training.merge import with_warm_rows
-from infnerf_tiles.training.pixels import Patches, PixelSet, all_patches
+from infnerf_tiles.training.pixel_store import StreamedPixels, open_pixels
+from infnerf_tiles.training.pixels import PixelSet, all_patches
 from infnerf_tiles.training.result import TrainedTreelet, finish
 from infnerf_tiles.training.seed import seed_nodes, seed_patches
+from infnerf_tiles.training.seed_result import SeedSlots, write_seed_result
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, start_occupancy, warm_start
@@ -60,11 +59,12 @@ class TrainTask:
     settings: Settings
     treelet: str = "L0/0-0-0"
     """Root of the treelet."""
-    patches: Patches | None = None
-    """The treelet's patches (not used by the seed stage)."""
+    pixel_bytes: int | None = None
+    """Most memory for the pixels that a treelet is trained on; more are streamed. None: no limit."""
     slots: tuple[int, int] = (0, 0)
     """First and one-past-last node slot that the task may write."""
     base_slot: int = -1
+    """Its base slot; for the seed stage the first of as many as it has node slots, and one more."""
     threads: int | None = None
 
 
@@ -79,6 +79,7 @@ class TrainReport:
     psnr: float
     rays: int
     samples: int
+    pixels: int
     peak_bytes: int
 
 
@@ -108,14 +109,36 @@ def settings_fingerprint(settings: Settings) -> str:
 def open_context(task: TrainTask, store: SceneStore) -> Context:
     """The task's scene and photos."""
     images = None if task.images is None else Path(task.images)
-    return Context(store, scene_dataset(task.settings, Path(task.dataset), images), task.settings)
+    return Context(store, scene_photos(store, task.settings, Path(task.dataset), images), task.settings)
+
+
+def seed_capacity(index: SceneIndex, band_levels: tuple[int, ...], settings: Settings, node_limit: int) -> int:
+    """Node slots that the seed stage may use; it needs one base slot more than that.
+
+    node_limit: most nodes that the scene may have; the sampled regions get their share of what is left for growth.
+    """
+    most = settings.training.seed_nodes
+    count = len(seed_nodes(index.keys, band_levels, most, settings.training.seed))
+    return count + seed_room(count, index.num_nodes, node_limit, most)
+
+
+def seed_room(count: int, nodes: int, node_limit: int, most: int) -> int:
+    """Nodes that the seed stage may grow, which samples `count` of `nodes` nodes and aims at `most`."""
+    room = max(node_limit - nodes, 0) * count // max(nodes, 1)
+    return min(room, max(GROWTH_ROOM, most - count, count // 4))
+
+
+def treelet_capacity(nodes: int, room: int | None = None) -> int:
+    """Most node slots of a treelet that starts with that many nodes; at most `room` of them to grow into."""
+    most = max(GROWTH_ROOM, nodes // 4)
+    return nodes + (most if room is None else min(most, room))
 
 
 def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainReport:
     """Train decoder and appearance jointly with a sample of the octree, and leave the features as a warm start.
 
-    Writes the warm rows, a new index generation that names them (still planned), and last the decoder: a scene with a
-    decoder has its seed stage behind it. Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
+    Writes the warm rows into the task's slots and leaves the rest to `take_up_seed_result`, which the caller calls.
+    Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
     """
     set_threads(task.threads)
     started = time.monotonic()
@@ -123,12 +146,10 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         context = open_context(task, store)
         index, header, s = store.read_index(), store.header, task.settings
         keys = seed_nodes(index.keys, header.band_levels, s.training.seed_nodes, s.training.seed)
-        room = max(GROWTH_ROOM, s.training.seed_nodes - len(keys), len(keys) // 4)
         top = NodeId(0, 0, 0, 0)
+        capacity = task.slots[1] - task.slots[0]
         device = training_device(s.training.device)
-        state = TrainingState(
-            context.shape, top, keys, len(keys) + room, ResidentNodes.none(context.shape), device=device
-        )
+        state = TrainingState(context.shape, top, keys, capacity, ResidentNodes.none(context.shape), device=device)
         state.start_occupancy(
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
         )
@@ -143,7 +164,8 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         trainer = _trainer(context, frame, state, shared, pixels, rays, warm=False)
         _run(context, trainer, "seed", progress)
         trained = finish(trainer, s.training.occupancy_threshold, np.empty(0, np.int64))
-        _write_seed(context, index, trained, trainer)
+        slots = SeedSlots(nodes=range(*task.slots), bases=range(task.base_slot, task.base_slot + capacity + 1))
+        write_seed_result(store, trained, trainer, slots)
         drop_checkpoint(store, str(top))
         return _report("seed", trainer, trained, started)
 
@@ -164,7 +186,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         bands = header.band_levels
         bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
         keys = index.keys[index.treelets == row]
-        capacity = min(len(keys) + max(GROWTH_ROOM, len(keys) // 4), task.slots[1] - task.slots[0])
+        capacity = task.slots[1] - task.slots[0]
         surroundings = read_surroundings(context, index, top, band)
         device = training_device(s.training.device)
         state = TrainingState(context.shape, top, keys, capacity, surroundings, device=device)
@@ -172,9 +194,10 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
-        if task.patches is None:
-            raise ValueError(f"treelet {top}: no patches were given")
-        pixels = PixelSet.gather(task.patches, context.read_pyramid)
+        seed = (s.training.seed, top.key)
+        # a step on the device draws from what was put there once
+        limit = task.pixel_bytes if device.type == "cpu" else None
+        pixels = open_pixels(store, str(top), limit, s.training.passes, seed)
         rays = int(s.training.passes * (1.0 - s.training.seed_share) * pixels.num_pixels)
         frame = Frame(
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
@@ -188,6 +211,8 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         try:
             _run(context, trainer, str(top), progress)
             trained = finish(trainer, s.training.occupancy_threshold, _held(index, row))
+            # what it asks for below itself counts as its growth
+            wanted = trained.want_children[: max(capacity - len(trained.keys), 0)]
         except NonFiniteError as error:
             seconds = time.monotonic() - started
             write_record(store, replace(record, message=str(error), seconds=seconds, steps=trainer.step))
@@ -202,7 +227,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
             replace(
                 record, status=TreeletState.TRAINED, seconds=report.seconds, peak_bytes=report.peak_bytes,
                 steps=report.steps, psnr=report.psnr, keys=trained.keys, slots=slots, lambda_max=trained.lambda_max,
-                want_children=trained.want_children, base_slot=task.base_slot,
+                want_children=wanted, base_slot=task.base_slot,
                 facts={"rays": report.rays, "samples": report.samples, "pixels": pixels.num_pixels},
             ),
         )  # fmt: skip
@@ -211,7 +236,14 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
 
 
 def _trainer(
-    context: Context, frame: Frame, state: TrainingState, shared: Shared, pixels: PixelSet, rays: int, *, warm: bool
+    context: Context,
+    frame: Frame,
+    state: TrainingState,
+    shared: Shared,
+    pixels: PixelSet | StreamedPixels,
+    rays: int,
+    *,
+    warm: bool,
 ) -> Trainer:
     settings = context.settings.training
     return Trainer(
@@ -246,6 +278,7 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
 
     def on_step(now: Trainer) -> None:
         nonlocal last
+        now.pixels.seek(now.progress)
         if progress is not None:
             progress(name, now.progress, psnr_of(now.recent_error))
         if time.monotonic() - last >= settings.checkpoint_seconds:
@@ -256,6 +289,7 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
     if pixels_missing := trainer.pixels.num_pixels == 0:
         _log.warning("treelet %s: no photo shows it; it keeps what it starts from", name)
     if not pixels_missing:
+        trainer.pixels.seek(trainer.progress)
         trainer.run(on_step)
 
 
@@ -272,36 +306,6 @@ def _held(index: SceneIndex, row: int) -> Int64:
     return np.intersect1d(parents, mine)
 
 
-def _write_seed(context: Context, index: SceneIndex, trained: TrainedTreelet, trainer: Trainer) -> None:
-    store, shared, state = context.store, trainer.shared, trainer.state
-    bands = store.header.band_levels
-    slots = store.allocate(len(trained.keys))
-    # every treelet starts from the coarse features that its own nodes' residuals were trained with: those of its parent
-    # move on while the parent is trained
-    roots = trained.keys[np.isin(key_levels(trained.keys), bands[1:])]
-    base_slots = store.allocate_treelets(1 + len(roots))
-    v = context.shape.base_cells + 1
-    for key, slot in zip(roots.tolist(), base_slots[1:], strict=True):
-        node = NodeId.from_key(key)
-        above = int(np.flatnonzero(state.keys == node.parent.key)[0])
-        base = base_from_above(state.arena, (node.x, node.y, node.z), above)[: v**3]
-        store.write_base(slot, base.cpu().numpy().reshape(v, v, v, -1).astype(np.float16))
-    for k, slot in enumerate(slots):
-        store.write_node(slot, trained.tables[k], trained.occupancy[k])
-    store.write_base(base_slots.start, trained.base)
-    octree = Octree.from_keys(np.union1d(index.keys, trained.keys))
-    warm = with_warm_rows(
-        octree, bands, trained.keys, np.array(slots, np.int32),
-        dict(zip([0, *roots.tolist()], base_slots, strict=True)),
-    )  # fmt: skip
-    store.commit(warm)
-    known = np.zeros(context.photos.num_photos, np.uint8)
-    known[np.unique(trainer.pixels.patches.photo)] = 1
-    store.write_small("appearance", {"affine": shared.appearance.affine.detach().cpu().numpy(), "known": known})
-    store.write_small("background", {"coefficients": shared.background.coefficients.detach().cpu().numpy()})
-    store.write_small("decoder", dict(shared.decoder.to_arrays()))
-
-
 def _report(name: str, trainer: Trainer, trained: TrainedTreelet, started: float) -> TrainReport:
     return TrainReport(
         treelet=name,
@@ -311,5 +315,6 @@ def _report(name: str, trainer: Trainer, trained: TrainedTreelet, started: float
         psnr=psnr_of(trainer.recent_error) if trainer.step else 0.0,
         rays=trainer.rays_done,
         samples=trainer.samples_done,
+        pixels=trainer.pixels.num_pixels,
         peak_bytes=peak_memory(),
     )

@@ -15,6 +15,7 @@ from infnerf_tiles.training.device_step import DeviceStep
 from infnerf_tiles.training.growth import Evidence
 from infnerf_tiles.training.host_step import HostStep
 from infnerf_tiles.training.objective import REACHED_SHIFT
+from infnerf_tiles.training.pixel_store import StreamedPixels
 from infnerf_tiles.training.pixels import PixelSet
 from infnerf_tiles.training.refresh import reached_cells
 from infnerf_tiles.training.schedule import GROWTH_FRACTIONS
@@ -41,7 +42,7 @@ class Trainer:
         frame: Frame,
         state: TrainingState,
         shared: Shared,
-        pixels: PixelSet,
+        pixels: PixelSet | StreamedPixels,
         cameras: PosedCameras,
         settings: TrainingSettings,
         total_rays: int,
@@ -89,7 +90,7 @@ class Trainer:
         return self.work.shared
 
     @property
-    def pixels(self) -> PixelSet:
+    def pixels(self) -> PixelSet | StreamedPixels:
         """What is drawn from."""
         return self.work.pixels
 

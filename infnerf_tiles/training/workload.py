@@ -7,6 +7,7 @@ from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.settings import TrainingSettings
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import Evidence
+from infnerf_tiles.training.pixel_store import StreamedPixels
 from infnerf_tiles.training.pixels import PixelSet
 from infnerf_tiles.training.schedule import WARM_RATE, learning_rate
 from infnerf_tiles.training.shared import Shared
@@ -37,7 +38,7 @@ class Workload:
     frame: Frame
     state: TrainingState
     shared: Shared
-    pixels: PixelSet
+    pixels: PixelSet | StreamedPixels
     cameras: PosedCameras
     settings: TrainingSettings
     total_rays: int

@@ -33,7 +33,7 @@ def trained(city: SyntheticDataset, tmp_path_factory: pytest.TempPathFactory) ->
     from infnerf_tiles.cli import main
 
     scene = tmp_path_factory.mktemp("scenes") / "city.zarr"
-    for arguments in (["build", str(city.root), str(scene), *tiny()], ["train", str(scene)]):
+    for arguments in (["build", str(city.root), str(scene), *tiny("training.passes=2.0")], ["train", str(scene)]):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
     return scene

@@ -16,10 +16,13 @@ from infnerf_tiles.settings import Settings, setting_paths
 EVERYWHERE = {"-h", "--help", "--json", "--log-file", "--quiet", "-q", "--verbose", "-v"}
 SETTINGS = {"--config", "--set", "--list-settings"}
 DRAWING = {"--lod-bias", "--memory-budget", "--threads"}
+PLACE = {"--workers", "--scheduler", "--request", "--threads"}
+BUDGETS = {"--ram", "--vram", "--scratch"}
 OPTIONS = {
+    "plan": {"DATA", "--images", "--bounds", "--no-photos", "--threads"} | BUDGETS | SETTINGS,
     "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
-    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite"} | SETTINGS,
-    "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes", "--threads"} | SETTINGS,
+    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--coverage-map"} | BUDGETS | SETTINGS,
+    "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | BUDGETS | PLACE | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
     | {"--depth", "--depth-format", "--alpha", "--levels"}

@@ -37,7 +37,7 @@ def test_a_scene_holds_what_was_found(city: Path, tmp_path: Path) -> None:
     assert report.nodes_per_level[0] == 1
     assert report.band_levels == (0, 1)
     assert report.treelets_per_band == (1, report.nodes_per_level[1])
-    assert len(report.regions) == report.treelets_per_band[1]
+    assert len(report.coverage.regions) == report.treelets_per_band[1]
     json.dumps(report.to_json(), allow_nan=False)
     with SceneStore.open(str(tmp_path / "scene.zarr")) as store:
         index = store.read_index()

@@ -20,18 +20,20 @@ from training.small_scenes import build_scene, copy_scene, differences, learned,
 
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.data.dataset import read_dataset
-from infnerf_tiles.errors import DataError, NonFiniteError, SettingsError
+from infnerf_tiles.errors import DataError, NonFiniteError, SettingsError, StorageFullError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree, cut
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.rendering.renderer import Renderer
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.index import SceneIndex, TreeletState
 from infnerf_tiles.store.journal import read_all, read_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.verify import verify
 from infnerf_tiles.training import tasks
+from infnerf_tiles.training.inputs import scene_settings
 from infnerf_tiles.training.trainer import Trainer
 
 SETTINGS = tiny("training.passes=0.25", "octree.treelet_height=1", "octree.max_level=1", "octree.min_points=60")
@@ -105,6 +107,8 @@ def test_everything_is_trained_and_sound(done: tuple[str, TrainSummary]) -> None
     assert summary.skipped == 0
     assert summary.treelets == len(states(scene))
     assert summary.rays > 0
+    # the photos have one pyramid level, which both bands need; deeper pyramids are shared out among bands
+    assert 0.5 * summary.photo_pixels < summary.treelet_pixels <= 2 * 1.2 * summary.photo_pixels
     assert summary.peak_bytes > 0
     json.dumps(summary.to_json(), allow_nan=False)
     with SceneStore.open(scene) as store:
@@ -274,7 +278,14 @@ def test_other_settings_are_refused_unless_accepted(done: tuple[str, TrainSummar
         train(scene, settings=_changed(lr=5e-3), threads=1)
     summary = train(scene, settings=_changed(lr=5e-3), accept_changes=True, threads=1)
     assert summary.treelets == 0
+    # accepted once, they are the scene's own: the same command without the option goes on
+    with SceneStore.open(scene) as store:
+        assert scene_settings(store.header).training.lr == 5e-3
+    assert train(scene, threads=1).treelets == 0
+    with pytest.raises(SettingsError, match=r"training.lr 0.02 instead of 0.005"):
+        train(scene, settings=_changed(lr=0.02, passes=0.3), threads=1)
     faster = SETTINGS.model_copy(update={"rendering": SETTINGS.rendering.model_copy(update={"step_size": 2.0})})
+    faster = faster.model_copy(update={"training": _changed(lr=5e-3).training})
     assert train(scene, settings=faster, threads=1).treelets == 0
 
 
@@ -333,6 +344,48 @@ def test_a_photo_that_went_is_named(untrained: str, city: Path, tmp_path: Path) 
         train(scene, data=str(data), threads=1)
     with SceneStore.open(scene) as store:
         assert not store.has_small("decoder")
+
+
+def test_a_photo_that_was_changed_is_named_and_can_be_accepted(seeded: str, city: Path, tmp_path: Path) -> None:
+    """Its size in pixels is what it was: only its file tells."""
+    scene = copy_scene(seeded, tmp_path / "scene.zarr")
+    data = tmp_path / "city"
+    shutil.copytree(city, data)
+    photos = read_dataset(data)
+    path = photos.paths[int(np.flatnonzero(~photos.is_test)[2])]
+    path.write_bytes(path.read_bytes() + b"\0" * 9)
+    with pytest.raises(DataError, match=rf"{path.name}.*bytes then.*--accept-changes"):
+        train(scene, data=str(data), threads=1)
+    train(scene, data=str(data), accept_changes=True, threads=1, stop=lambda: True)
+    assert train(scene, data=str(data), threads=1).remaining == 0
+
+
+@pytest.mark.parametrize("area", ["pixels/", "scratch/L", "params/"])
+def test_a_full_disk_is_told_and_nothing_is_lost(
+    area: str, seeded: str, expected: dict[str, AnyArray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = copy_scene(seeded, tmp_path / "scene.zarr")
+    write = GuardedStore.set
+    left = 3
+    clock = itertools.count(0.0, 1000.0)
+
+    async def full(self: GuardedStore, key: str, value: Any) -> None:
+        nonlocal left
+        left -= key.startswith(area)
+        if left < 0 and key.startswith(area):
+            raise StorageFullError(f"{self.name}: no space left while writing {key}")
+        await write(self, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GuardedStore, "set", full)
+        patch.setattr(tasks.time, "monotonic", lambda: next(clock))
+        with pytest.raises(StorageFullError, match=area):
+            train(scene, threads=1)
+    with SceneStore.open(scene) as store:
+        assert not verify(store).damage
+        assert not [name for name in store.data.names("pixels") if name.startswith("L")]
+    train(scene, threads=1)
+    assert differences(learned(scene), expected) == []
 
 
 def test_a_photo_that_breaks_is_named(seeded: str, city: Path, tmp_path: Path) -> None:
@@ -450,3 +503,23 @@ def test_two_threads_give_the_same_bits_as_one(seeded: str, expected: dict[str, 
     scene = copy_scene(seeded, tmp_path / "scene.zarr")
     train(scene, threads=2)
     assert differences(learned(scene), expected) == []
+
+
+def test_growth_keeps_to_what_was_planned(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much the samples ask for."""
+    monkeypatch.setattr("infnerf_tiles.training.growth.MIN_WEIGHT", 0.0)
+    scene = build_scene(city, tmp_path / "scene.zarr", tiny(*FREE, "octree.growth=0.5"))
+    with SceneStore.open(scene) as store:
+        planned = store.read_index().num_nodes
+    summary = train(scene, threads=1)
+    assert summary.failed == ()
+    with SceneStore.open(scene) as store:
+        nodes = store.read_index().num_nodes
+    assert nodes <= int(np.ceil(1.5 * planned))
+    free = build_scene(city, tmp_path / "free.zarr", tiny(*FREE))
+    train(free, threads=1)
+    with SceneStore.open(free) as store:
+        assert store.read_index().num_nodes > np.ceil(1.5 * planned)
+
+
+FREE = ("training.passes=0.6", "octree.treelet_height=1", "octree.max_level=3", "octree.growth=16.0")

@@ -1,0 +1,199 @@
+"""Pixels on their way from photos to treelets: chunks of patches in the scene's scratch, and reading them back.
+
+`pixels/TREELET/CHUNK` holds the patches that one task cut out of its photos; `pixels/BAND/CHUNK` says which patches of
+those photos go to which treelet. Every chunk has one writer, and all of a treelet's go when it is committed.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from infnerf_tiles.arrays import Bool, Int64, UInt8
+from infnerf_tiles.errors import StoreError
+from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.store.bundle import Bundle, read_bundle, read_bundle_meta, write_bundle
+from infnerf_tiles.store.journal import treelet_folder
+from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.training.pixels import PATCH, Patches, PixelBatch, PixelSet
+
+AREA = "pixels"
+PATCH_BYTES = PATCH * PATCH * 3 + PATCH * PATCH // 8 + 16
+"""Stored bytes of a patch: colours, validity bits and its place."""
+RESIDENT_PATCH_BYTES = PATCH * PATCH * 4 + 32
+"""Bytes of a patch that is drawn from."""
+_PLACE = ("photo", "pyramid", "column", "row")
+
+
+def write_assignment(store: SceneStore, band: int, chunk: int, assigned: dict[int, Patches]) -> None:
+    """Keep which patches of a chunk's photos go to which treelet (by root key)."""
+    counts = [patches.count for patches in assigned.values()]
+    arrays = {name: np.concatenate([getattr(p, name) for p in assigned.values()]) for name in _PLACE} if counts else {}
+    arrays["key"] = np.fromiter(assigned, np.int64, len(assigned))
+    arrays["count"] = np.array(counts, np.int64)
+    write_bundle(store.data, f"{AREA}/{band}/{chunk}", arrays, {})
+
+
+def read_assignment(store: SceneStore, band: int, chunk: int) -> dict[int, Patches]:
+    """What `write_assignment` kept. StoreError if it is gone."""
+    found = read_bundle(store.data, f"{AREA}/{band}/{chunk}")
+    if found is None:
+        raise StoreError(f"scene {store.name}: the assignment of photos, chunk {chunk}, is gone; run 'train' again")
+    arrays, start = found.arrays, 0
+    result = {}
+    for key, count in zip(arrays["key"].tolist(), arrays["count"].tolist(), strict=True):
+        part = slice(start, start + count)
+        result[key] = Patches(**{name: arrays[name][part] for name in _PLACE})
+        start += count
+    return result
+
+
+def write_pixels(store: SceneStore, treelet: str, chunk: int, pixels: PixelSet) -> None:
+    """Keep a treelet's patches from a chunk's photos."""
+    arrays = {name: getattr(pixels.patches, name) for name in _PLACE}
+    arrays |= {"rgb": pixels.rgb, "valid": np.packbits(pixels.valid, axis=None)}
+    levels = np.bincount(pixels.patches.pyramid, pixels.valid.sum(axis=(1, 2)), pixels.num_levels)
+    meta = {"patches": pixels.patches.count, "pixels": [int(n) for n in levels]}
+    write_bundle(store.data, _chunk_path(treelet, chunk), arrays, meta, compressed=False)
+
+
+def drop_pixels(store: SceneStore, treelet: str) -> None:
+    """Remove a treelet's pixels."""
+    store.data.remove_folder(treelet_folder(AREA, treelet))
+
+
+def drop_all_pixels(store: SceneStore) -> None:
+    """Remove all pixels and assignments, such as an interrupted training leaves."""
+    store.data.remove_folder(AREA)
+
+
+def drop_assignments(store: SceneStore, band: int) -> None:
+    """Remove the assignments of a band."""
+    store.data.remove_folder(f"{AREA}/{band}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A stored chunk of a treelet. patches: how many; pixels: valid ones by pyramid level."""
+
+    number: int
+    patches: int
+    pixels: tuple[int, ...]
+
+
+def list_chunks(store: SceneStore, treelet: str) -> tuple[Chunk, ...]:
+    """A treelet's chunks in the order of their numbers; those without a patch are left out."""
+    numbers = sorted(int(n) for n in store.data.names(treelet_folder(AREA, treelet)) if n.isascii() and n.isdigit())
+    chunks = []
+    for number in numbers:
+        meta = read_bundle_meta(store.data, _chunk_path(treelet, number))
+        if meta is not None and meta["patches"]:
+            chunks.append(Chunk(number=number, patches=int(meta["patches"]), pixels=tuple(meta["pixels"])))
+    return tuple(chunks)
+
+
+def read_pixels(store: SceneStore, treelet: str, chunks: "tuple[Chunk, ...]") -> PixelSet:
+    """The patches of some of a treelet's chunks, one after the other, read into one allocation."""
+    total = sum(chunk.patches for chunk in chunks)
+    place = {name: np.empty(total, np.int32) for name in _PLACE}
+    rgb: UInt8 = np.empty((total, PATCH, PATCH, 3), np.uint8)
+    valid: Bool = np.empty((total, PATCH, PATCH), np.bool_)
+    start = 0
+    for chunk in chunks:
+        found = _read_chunk(store, treelet, chunk.number)
+        part = slice(start, start + chunk.patches)
+        for name in _PLACE:
+            place[name][part] = found.arrays[name]
+        rgb[part] = found.arrays["rgb"]
+        bits = np.unpackbits(found.arrays["valid"], count=chunk.patches * PATCH * PATCH)
+        valid[part] = bits.reshape(-1, PATCH, PATCH)
+        start += chunk.patches
+    return PixelSet(Patches(**place), rgb, valid)
+
+
+def _read_chunk(store: SceneStore, treelet: str, number: int) -> Bundle:
+    found = read_bundle(store.data, _chunk_path(treelet, number))
+    if found is None:
+        raise StoreError(f"scene {store.name}: the pixels of treelet {treelet} are gone; run 'train' again")
+    return found
+
+
+def _chunk_path(treelet: str, chunk: int) -> str:
+    return f"{treelet_folder(AREA, str(NodeId.parse(treelet)))}/{chunk}"
+
+
+class StreamedPixels:
+    """A treelet's pixels of which only some chunks are in memory at a time, in shuffled order.
+
+    Which ones depends on (seed, progress) alone, so that a training that goes on from a checkpoint sees what it would
+    have seen. Has what `Trainer` asks of a `PixelSet`.
+    """
+
+    def __init__(self, store: SceneStore, treelet: str, budget: int, passes: float, seed: tuple[int, ...]) -> None:
+        self._store, self._treelet = store, treelet
+        self._chunks = list_chunks(store, treelet)
+        levels = max((len(chunk.pixels) for chunk in self._chunks), default=1)
+        self.num_levels = levels
+        self.num_pixels = sum(sum(chunk.pixels) for chunk in self._chunks)
+        sizes = [chunk.patches * RESIDENT_PATCH_BYTES for chunk in self._chunks]
+        # while one set of chunks replaces another, both are there
+        largest = max(sizes, default=1)
+        self._width = max(1, min(len(sizes), int(budget / 2 / largest)))
+        rng = np.random.default_rng((*seed, 5))
+        rounds = max(1, math.ceil(passes))
+        order = [rng.permutation(len(sizes)) for _ in range(rounds)]
+        self._order: Int64 = np.concatenate(order) if sizes else np.empty(0, np.int64)
+        self._at = -1
+        self._window: PixelSet | None = None
+        self.seek(0.0)
+
+    @property
+    def patches(self) -> Patches:
+        """The patches in memory."""
+        return self._now.patches
+
+    @property
+    def rgb(self) -> UInt8:
+        """Their colours, as in PixelSet."""
+        return self._now.rgb
+
+    @property
+    def valid(self) -> Bool:
+        """Their usable pixels, as in PixelSet."""
+        return self._now.valid
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the patches in memory."""
+        return self._now.rgb.nbytes + self._now.valid.nbytes
+
+    def seek(self, progress: float) -> None:
+        """Have the chunks in memory that belong to this share of the training."""
+        turns = max(1, math.ceil(len(self._order) / self._width))
+        at = min(int(progress * turns), turns - 1)
+        if at == self._at:
+            return
+        self._at, self._window = at, None  # the former set goes before the next one is read
+        rows = self._order[at * self._width : (at + 1) * self._width]
+        chosen = tuple(self._chunks[k] for k in np.unique(rows).tolist())
+        self._window = read_pixels(self._store, self._treelet, chosen)
+
+    def draw(self, rng: np.random.Generator, count: int, finest: int = 0) -> PixelBatch:
+        """As PixelSet.draw, from the patches in memory."""
+        return self._now.draw(rng, count, finest)
+
+    @property
+    def _now(self) -> PixelSet:
+        if self._window is None:
+            raise RuntimeError(f"treelet {self._treelet}: no pixels are loaded")
+        return self._window
+
+
+def open_pixels(
+    store: SceneStore, treelet: str, budget: int | None, passes: float, seed: tuple[int, ...]
+) -> PixelSet | StreamedPixels:
+    """A treelet's pixels: all in memory if they fit `budget` bytes (None: they do), else streamed."""
+    chunks = list_chunks(store, treelet)
+    if budget is None or sum(chunk.patches for chunk in chunks) * RESIDENT_PATCH_BYTES <= budget:
+        return read_pixels(store, treelet, chunks)
+    return StreamedPixels(store, treelet, budget, passes, seed)
