@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
+from infnerf_tiles.pipelines.appearance import fit_missing
 from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
 from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
@@ -133,6 +134,8 @@ def train(
                 room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, budgets.scratch)
                 try:
                     for band in range(len(store.header.band_levels)):
+                        if band and (store.read_index().states == NodeState.TRAINED).any():
+                            fit_missing(context, store, threads=place.threads)
                         if stop() or not _train_band(context, task, band, executor, stop, room, summary):
                             break
                 finally:
