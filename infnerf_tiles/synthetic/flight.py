@@ -120,13 +120,13 @@ def _border(camera: Camera) -> Float64:
 
 
 def _cameras(size: tuple[int, int]) -> tuple[Camera, Camera]:
-    """Two slightly distorted cameras with principal points off the centre."""
+    """Two slightly distorted cameras with principal points off the centre; the oblique one has a longer lens, as in rigs."""
     width, height = size
     focal = _FOCAL * width
     nadir = Camera("SIMPLE_RADIAL", width, height, (focal, 0.502 * width, 0.497 * height, -0.035))
     oblique = Camera(
         "OPENCV", width, height,
-        (1.01 * focal, 1.012 * focal, 0.498 * width, 0.503 * height, -0.045, 0.012, 4e-4, -3e-4),
+        (1.51 * focal, 1.512 * focal, 0.498 * width, 0.503 * height, -0.045, 0.012, 4e-4, -3e-4),
     )  # fmt: skip
     return nadir, oblique
 

@@ -20,7 +20,7 @@ COLUMNS = ("ray", "t", "dt", "wanted", "slot", "beta", "position", "blend", "slo
 
 
 def scene(rng: np.random.Generator) -> tuple[Arena, Rays]:
-    arena = random_arena(rng, random_octree(rng, 4, children=6.0), (0, 1, 2, 3), shape=SHAPE, fill=0.5)
+    arena = random_arena(rng, random_octree(rng, 4, children=6.0), (0, 1, 2, 3), shape=SHAPE, fill=0.8)
     return arena, random_rays(rng, 60, edge=EDGE, footprint=0.05)
 
 
