@@ -17,12 +17,12 @@ EVERYWHERE = {"-h", "--help", "--json", "--log-file", "--quiet", "-q", "--verbos
 SETTINGS = {"--config", "--set", "--list-settings"}
 DRAWING = {"--lod-bias", "--memory-budget", "--threads"}
 OPTIONS = {
-    "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
+    "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads", "--device"} | SETTINGS,
     "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite"} | SETTINGS,
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes", "--threads"} | SETTINGS,
-    "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
+    "eval": {"SCENE", "--data", "--images", "--split", "--limit", "--device"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
-    | {"--depth", "--depth-format", "--alpha", "--levels"}
+    | {"--depth", "--depth-format", "--alpha", "--levels", "--device"}
     | DRAWING
     | SETTINGS,
     "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width"},
