@@ -167,6 +167,8 @@ class RenderingSettings(_Section):
     """Added to the wanted level, in levels; negative is coarser and faster."""
     stop_transmittance: float = Field(default=1e-3, ge=0.0, lt=1.0)
     """Transmittance below which a ray ends."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where pictures are drawn; auto takes a CUDA device where there is one."""
 
     @field_validator("memory_budget", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyr
 from infnerf_tiles.errors import DatasetError
 from infnerf_tiles.metrics import apply_affine, fit_affine, psnr, ssim
 from infnerf_tiles.process import peak_memory
-from infnerf_tiles.rendering.renderer import Renderer
+from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.training.inputs import scene_inputs
@@ -110,6 +110,7 @@ def evaluate(
     lod_bias: float = 0.0,
     memory_budget: int | None = None,
     threads: int | None = None,
+    device: DeviceChoice | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> EvalReport:
@@ -121,6 +122,7 @@ def evaluate(
         split: the held-out photos, or those trained on.
         limit: score only so many photos, evenly chosen.
         lod_bias: added to the wanted level. memory_budget: bytes for resident nodes. threads: processor threads.
+        device: where to draw, default: as the settings say.
         settings: used instead of the scene's own, of which they may differ in the section rendering.
 
     Raises DatasetError if there is no photo to score, and what `Scene.open` and `read_dataset` raise.
@@ -130,7 +132,7 @@ def evaluate(
         opened = stored if settings is None else replace(stored, settings=settings)
         photos = dataset or _read_photos(opened, data, images)
         rows = _chosen(opened, photos, split, limit)
-        with Renderer(opened, memory_budget, threads=threads) as renderer:
+        with Renderer(opened, memory_budget, threads=threads, device=device) as renderer:
             scorer = _Scorer(opened, renderer, lod_bias)
             heights = [num_pyramid_levels(opened.cameras.camera(row).width) for row, _ in rows]
             total, done = sum(heights), 0

@@ -13,7 +13,7 @@ from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.rendering.appearance import appearance_of
 from infnerf_tiles.rendering.camera_paths import DEFAULT_FPS, CameraPath, make_path
-from infnerf_tiles.rendering.renderer import Renderer
+from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
 from infnerf_tiles.rendering.scene import Scene, content_centre
 from infnerf_tiles.rendering.sequence import DepthFormat, Extras, render_sequence
 from infnerf_tiles.settings import Settings
@@ -35,6 +35,7 @@ class RenderOptions:
     written beside the colours, each into an output of its own ("film_depth.mp4").
     appearance: "mean" (of the photos' colour transforms), "none", or the name of a photo. lod_bias: added to the wanted
     level. memory_budget: bytes for resident nodes, default: the scene's. threads: processor threads, default: all.
+    device: where to draw, default: as the settings say.
     settings: used instead of the scene's own, of which they may differ in the section rendering.
     """
 
@@ -52,6 +53,7 @@ class RenderOptions:
     lod_bias: float = 0.0
     memory_budget: int | None = None
     threads: int | None = None
+    device: DeviceChoice | None = None
     settings: Settings | None = None
 
 
@@ -103,7 +105,9 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
         affine = appearance_of(opened, options.appearance)
         path = _path(opened, options)
         film = path.num_frames > 1
-        with Renderer(opened, options.memory_budget, threads=options.threads, read_ahead=film) as renderer:
+        with Renderer(
+            opened, options.memory_budget, threads=options.threads, device=options.device, read_ahead=film
+        ) as renderer:
             written = render_sequence(
                 renderer,
                 path,

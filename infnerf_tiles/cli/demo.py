@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from infnerf_tiles.cli.app import command
-from infnerf_tiles.cli.options import settings_options, size_of
+from infnerf_tiles.cli.options import device_option, settings_options, size_of
 from infnerf_tiles.cli.progress import TrainingDisplay
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text
 from infnerf_tiles.errors import SettingsError
@@ -30,9 +30,10 @@ _RESUMES = "what is done is kept, and the same command goes on from there"
 @click.option(
     "--photos", "num_photos", type=click.IntRange(min=8), default=40, metavar="N", help="Photos to take of the city."
 )
-@click.option("--size", metavar="WxH", default="208x156", callback=size_of, help="Size of the photos, in pixels.")
+@click.option("--size", metavar="WxH", default="192x144", callback=size_of, help="Size of the photos, in pixels.")
 @click.option("--frames", type=click.IntRange(min=1), default=16, metavar="N", help="Frames of the film.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
+@device_option
 @settings_options
 def demo(
     terminal: Terminal,
@@ -41,6 +42,7 @@ def demo(
     size: tuple[int, int],
     frames: int,
     threads: int | None,
+    device: str | None,
     config: str | None,
     overrides: tuple[str, ...],
 ) -> int:
@@ -57,6 +59,8 @@ def demo(
     """
     from infnerf_tiles.cli import demo_stages as stages
 
+    if device is not None:
+        overrides = (f"training.device={device}", f"rendering.device={device}", *overrides)
     settings = load_settings(config or "demo", overrides)
     record = _Record.of_folder(folder, _parameters(num_photos, size, settings))
     photos, scene = folder / "photos", str(folder / "city.zarr")

@@ -43,6 +43,15 @@ def bounds_of(_: click.Context, __: click.Parameter, value: str | None) -> tuple
     return numbers
 
 
+def device_option(function: _F) -> _F:
+    """--device."""
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Where to compute; auto (the default, unless a setting says otherwise) takes a GPU where there is one.",
+    )(function)
+
+
 def scene_argument(function: _F) -> _F:
     """SCENE."""
     return click.argument("scene")(function)

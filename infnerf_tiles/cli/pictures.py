@@ -8,12 +8,13 @@ from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import command
 from infnerf_tiles.cli.changes import changed_settings
-from infnerf_tiles.cli.options import bytes_of, scene_argument, settings_options, size_of
+from infnerf_tiles.cli.options import bytes_of, device_option, scene_argument, settings_options, size_of
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text, table
 
 if TYPE_CHECKING:
     from infnerf_tiles.pipelines.evaluate import EvalReport, LevelScore
     from infnerf_tiles.pipelines.render import RenderReport
+    from infnerf_tiles.rendering.renderer import DeviceChoice
     from infnerf_tiles.rendering.sequence import DepthFormat
 
 _MAX_REGIONS = 20
@@ -56,6 +57,7 @@ _threads_option = click.option(
 @_bias_option
 @_budget_option
 @_threads_option
+@device_option
 @settings_options
 def evaluate(
     terminal: Terminal,
@@ -67,6 +69,7 @@ def evaluate(
     lod_bias: float,
     memory_budget: int | None,
     threads: int | None,
+    device: "DeviceChoice | None",
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
@@ -96,6 +99,7 @@ def evaluate(
             lod_bias=lod_bias,
             memory_budget=memory_budget,
             threads=threads,
+            device=device,
             settings=settings,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
@@ -174,6 +178,7 @@ def _ratio(value: float | None) -> str:
 @_bias_option
 @_budget_option
 @_threads_option
+@device_option
 @settings_options
 def render(
     terminal: Terminal,
@@ -192,6 +197,7 @@ def render(
     lod_bias: float,
     memory_budget: int | None,
     threads: int | None,
+    device: "DeviceChoice | None",
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
@@ -227,6 +233,7 @@ def render(
         lod_bias=lod_bias,
         memory_budget=memory_budget,
         threads=threads,
+        device=device,
         settings=changed_settings("render", scene, "rendering", config, overrides),
     )
     with terminal.progress() as bars:

@@ -56,6 +56,24 @@ def evaluate_nodes(
     return sigma, colour
 
 
+def decode_padded(
+    decoder: Decoder, features: Tensor, basis: Tensor, ray: Tensor, sigma_out: Tensor, colour_out: Tensor
+) -> None:
+    """Write density [M] and colour [M, 3] of samples in fixed-size padded blocks, for a decoder of any kind.
+
+    Args:
+        features: float32 [M, F]. basis: float32 [Q, 16], direction basis per ray. ray: int32 [M].
+    """
+    rows = DECODER_BLOCK if features.device.type == "cpu" else _GPU_BLOCK
+    with torch.no_grad():
+        for first in range(0, features.shape[0], rows):
+            block, here = features[first : first + rows], ray[first : first + rows]
+            num = block.shape[0]
+            sigma, colour = decoder(_padded(block, rows), _padded(basis.index_select(0, here), rows))
+            sigma_out[first : first + num] = sigma[:num]
+            colour_out[first : first + num] = colour[:num]
+
+
 def _padded(values: Tensor, rows: int) -> Tensor:
     full = values.new_zeros((rows, values.shape[1]))
     full[: values.shape[0]] = values

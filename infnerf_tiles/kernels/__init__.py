@@ -1,4 +1,4 @@
-"""The four kernels (`march`, `encode`, `composite`, `adam`) behind one door; the device chooses the twin.
+"""The kernels (`march`, `encode`, `composite`, `adam` and others) behind one door; the device chooses the twin.
 
 `reference` is plain torch and the oracle of the tests, `cpu` is numba, `cuda` is Triton.
 """
@@ -13,7 +13,7 @@ import torch
 
 from infnerf_tiles.kernels.arena import Arena, PackedSamples, Rays, Samples
 
-__all__ = ["Arena", "PackedSamples", "Rays", "Samples", "for_device"]
+__all__ = ["Arena", "PackedSamples", "Rays", "Samples", "chosen_device", "for_device"]
 
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,13 @@ def for_device(device: torch.device) -> ModuleType:
     # imported on demand: numba takes a second to load, and Triton may be missing
     twin = "cpu" if device.type == "cpu" else "cuda" if device.type == "cuda" and _has_triton() else "reference"
     return importlib.import_module(f"{__name__}.{twin}")
+
+
+def chosen_device(choice: str) -> torch.device:
+    """The device of a setting "auto", "cpu" or "cuda": auto takes CUDA where it and its kernels' compiler are there."""
+    if choice == "cuda" or (choice == "auto" and torch.cuda.is_available() and _has_triton()):
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 @functools.cache

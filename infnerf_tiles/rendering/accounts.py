@@ -24,11 +24,12 @@ class RowCosts(NamedTuple):
     read: int
 
 
-def row_costs(shape: FieldShape) -> RowCosts:
-    """What the rows of a scene cost in memory."""
+def row_costs(shape: FieldShape, *, half: bool = False) -> RowCosts:
+    """What the rows of a scene cost in memory. half: resident ones are float16, as on a GPU, and not float32."""
+    value = 2 if half else 4
     return RowCosts(
-        node=shape.node_bytes + _LINK_BYTES,
-        base=4 * base_stride(shape) * shape.features,
+        node=value * shape.row_length + shape.occupancy_bytes + _LINK_BYTES,
+        base=value * base_stride(shape) * shape.features,
         read=2 * max(2 * shape.row_length + shape.occupancy_bytes, 2 * shape.base_length),
     )
 
@@ -39,10 +40,13 @@ def base_stride(shape: FieldShape) -> int:
     return -(-shape.base_rows // align) * align
 
 
-def smallest_working_set(index: SceneIndex, shape: FieldShape, drawable: Octree | None = None) -> int:
+def smallest_working_set(
+    index: SceneIndex, shape: FieldShape, drawable: Octree | None = None, *, half: bool = False
+) -> int:
     """Bytes without which some sample of a scene cannot be drawn: the most that one node takes with all that it stands
-    on, and one row being read. drawable: the nodes that can be drawn, default: those that are trained."""
-    costs = row_costs(shape)
+    on, and one row being read. drawable: the nodes that can be drawn, default: those that are trained. half: as in
+    `row_costs`."""
+    costs = row_costs(shape, half=half)
     octree = drawable_octree(index) if drawable is None else drawable
     if not octree.num_nodes:
         return 0

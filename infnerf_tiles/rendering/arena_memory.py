@@ -2,13 +2,16 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from infnerf_tiles.arrays import AnyArray, Float32, Int32, Int64, UInt8
-from infnerf_tiles.field.linking import link
+from infnerf_tiles.errors import BudgetError
+from infnerf_tiles.field.linking import Links, link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.kernels.arena import Arena
-from infnerf_tiles.rendering.accounts import base_stride
-from infnerf_tiles.rendering.slot_memory import SlotMemory
+from infnerf_tiles.rendering.accounts import base_stride, row_costs
+from infnerf_tiles.rendering.slot_memory import SlotMemory, SlotNumbers
+from infnerf_tiles.units import format_bytes
 from infnerf_tiles.volume.occupancy import any_occupied
 
 
@@ -44,24 +47,111 @@ class ArenaMemory:
         int64[R], key of the treelet root in each place; lambda_max: float32[S].
         """
         shape = self._shape
-        links = link(keys, places, roots)
-        return Arena(
-            cells=shape.cells,
-            base_cells=shape.base_cells,
-            occupancy_cells=shape.occupancy_cells,
-            root=links.root,
+        return _linked(
+            shape, link(keys, places, roots), lambda_max, self._own_occupied, self._stride,
             tables=torch.from_numpy(self._tables.reshape(-1, shape.table_size, shape.features)),
             dense=torch.from_numpy(self._bases.reshape(-1, shape.features)),
-            dense_offset=torch.arange(self.places.slots, dtype=torch.int64) * self._stride,
-            dense_grids=torch.ones(self.places.slots, dtype=torch.int32),
-            level=torch.from_numpy(links.level),
-            parent=torch.from_numpy(links.parent),
-            children=torch.from_numpy(links.children),
-            treelet=torch.from_numpy(links.treelet),
-            lambda_max=torch.from_numpy(lambda_max),
             occupancy=torch.from_numpy(self._occupancy),
-            any_occupied=torch.from_numpy(any_occupied(self._own_occupied, links.level, links.children)),
-            top_level=torch.from_numpy(links.top_level),
-            top_xyz=torch.from_numpy(links.top_xyz),
-            above=torch.from_numpy(links.above),
-        )
+        )  # fmt: skip
+
+
+class DeviceArenaMemory:
+    """The same in the memory of a GPU, features in float16 as they are stored. All of it is taken at once."""
+
+    def __init__(self, shape: FieldShape, num_slots: int, num_places: int, device: torch.device) -> None:
+        """BudgetError if the device has not that much memory left."""
+        self._shape = shape
+        self._stride = base_stride(shape)
+        self.slots = SlotNumbers(num_slots)
+        self.places = SlotNumbers(num_places)
+        table = (num_slots, shape.table_size, shape.features)
+        half = torch.float16
+        try:
+            # zeros: a lane that has nothing to draw may still look at a row
+            self._tables = torch.zeros(table, dtype=half, device=device)
+            self._bases = torch.zeros((num_places * self._stride, shape.features), dtype=half, device=device)
+            self._occupancy = torch.zeros((num_slots, shape.occupancy_bytes), dtype=torch.uint8, device=device)
+        except torch.cuda.OutOfMemoryError as error:
+            free, total = torch.cuda.mem_get_info(device)
+            costs = row_costs(shape, half=True)
+            wanted = num_slots * costs.node + num_places * costs.base
+            raise BudgetError(
+                f"memory budget: expected {format_bytes(wanted)} for nodes in the memory of {device}, of which "
+                f"{format_bytes(free)} of {format_bytes(total)} are free; give a smaller memory budget"
+            ) from error
+        self._own_occupied: UInt8 = np.zeros((num_slots, 1), np.uint8)
+
+    def write_node(self, slot: int, table: AnyArray, occupancy: UInt8) -> None:
+        """Fill a slot: float16[T * F] and uint8[B]. Threads may fill different slots at the same time."""
+        _put(self._tables[slot], table)
+        _put(self._occupancy[slot], occupancy)
+        self._own_occupied[slot] = occupancy.any()
+
+    def write_base(self, place: int, grid: AnyArray) -> None:
+        """Fill a place: float16[V, V, V, F]."""
+        flat = grid.reshape(-1, self._shape.features)
+        first = place * self._stride
+        _put(self._bases[first : first + len(flat)], flat)
+
+    def arena(self, keys: Int64, places: Int32, roots: Int64, lambda_max: Float32) -> Arena:
+        """The arena of what is resident; arguments as of `ArenaMemory.arena`."""
+        return _linked(
+            self._shape, link(keys, places, roots), lambda_max, self._own_occupied, self._stride,
+            tables=self._tables, dense=self._bases, occupancy=self._occupancy,
+        )  # fmt: skip
+
+
+def in_half(device: torch.device | None) -> bool:
+    """Whether resident features are float16 on a device (None: the CPU)."""
+    return device is not None and device.type != "cpu"
+
+
+def memory_for(
+    device: torch.device | None, shape: FieldShape, num_slots: int, num_places: int
+) -> ArenaMemory | DeviceArenaMemory:
+    """Memory on a device (None: the CPU). BudgetError if there is not that much."""
+    if device is None or not in_half(device):
+        return ArenaMemory(shape, num_slots, num_places)
+    return DeviceArenaMemory(shape, num_slots, num_places, device)
+
+
+def _put(target: Tensor, values: AnyArray) -> None:
+    target.copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])).view(target.shape))
+
+
+def _linked(
+    shape: FieldShape,
+    links: Links,
+    lambda_max: Float32,
+    own_occupied: UInt8,
+    stride: int,
+    *,
+    tables: Tensor,
+    dense: Tensor,
+    occupancy: Tensor,
+) -> Arena:
+    device, num = tables.device, len(links.top_level)
+
+    def put(values: AnyArray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return Arena(
+        cells=shape.cells,
+        base_cells=shape.base_cells,
+        occupancy_cells=shape.occupancy_cells,
+        root=links.root,
+        tables=tables,
+        dense=dense,
+        dense_offset=torch.arange(num, dtype=torch.int64, device=device) * stride,
+        dense_grids=torch.ones(num, dtype=torch.int32, device=device),
+        level=put(links.level),
+        parent=put(links.parent),
+        children=put(links.children),
+        treelet=put(links.treelet),
+        lambda_max=put(lambda_max),
+        occupancy=occupancy,
+        any_occupied=put(any_occupied(own_occupied, links.level, links.children)),
+        top_level=put(links.top_level),
+        top_xyz=put(links.top_xyz),
+        above=put(links.above),
+    )

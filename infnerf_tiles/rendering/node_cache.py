@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from infnerf_tiles.arrays import AnyArray, Bool, Int32, Int64
 from infnerf_tiles.errors import BudgetError, DamagedNodeError, DamagedStoreError
@@ -18,7 +19,7 @@ from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.rendering.accounts import ByteMeter, CacheCounters, row_costs, smallest_working_set
-from infnerf_tiles.rendering.arena_memory import ArenaMemory
+from infnerf_tiles.rendering.arena_memory import in_half, memory_for
 from infnerf_tiles.rendering.host_rows import HostRows, Item, Kind
 from infnerf_tiles.rendering.scene import drawable_octree
 from infnerf_tiles.rendering.waiting import finish
@@ -34,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 class _WorkingSet(NamedTuple):
     """Rows of the index's node table (ascending) and of its treelet table."""
-
     nodes: Int64
     treelets: Int64
 
@@ -55,11 +55,13 @@ class NodeCache:
         threads: int | None = None,
         prefetch_bytes: int = 0,
         drawable: Octree | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """`byte_budget`: most bytes that resident rows take. `threads`: rows read at the same time for drawing, each of
         which takes up to `row_costs(shape).read` bytes on top of that; default: few from a disk, many from a server.
         `prefetch_bytes`: most bytes of rows read ahead, on top of that. `drawable`: the octree of what can be drawn,
-        default: made from the index."""
+        default: made from the index. `device`: where the arena lives, default: the CPU. BudgetError if there is not
+        that much memory."""
         self.byte_budget = byte_budget
         self.counters = CacheCounters()
         self._store = store
@@ -74,11 +76,11 @@ class NodeCache:
             self._dead[self._octree.index_of(drawable.keys)] = False
         self._damaged: list[str] = []
         self._row_of_root = self._octree.index_of(index.root_keys)
-        costs = row_costs(shape)
-        self.node_bytes, self.base_bytes, self.read_bytes = costs
+        self._half = in_half(device)
+        self.node_bytes, self.base_bytes, self.read_bytes = row_costs(shape, half=self._half)
         num_slots = max(1, min(int((~self._dead).sum()), byte_budget // self.node_bytes))
         num_places = max(1, min(index.num_treelets, byte_budget // self.base_bytes))
-        self._memory = ArenaMemory(shape, num_slots, num_places)
+        self._memory = memory_for(device, shape, num_slots, num_places)
         # node row <-> slot of the arena, treelet row <-> place in the dense buffer; -1 for none
         self._slot_of: Int32 = np.full(index.num_nodes, -1, np.int32)
         self._row_at: Int64 = np.full(num_slots, -1, np.int64)
@@ -90,14 +92,11 @@ class NodeCache:
         self._total = 0
         self._arena: Arena | None = None
         self.prefetch_bytes = prefetch_bytes
-        remote = store.data.is_remote
-        threads = threads or (REMOTE_THREADS if remote else LOCAL_THREADS)
+        usual = REMOTE_THREADS if store.data.is_remote else LOCAL_THREADS
         self._meter = ByteMeter()
-        ahead_threads = REMOTE_THREADS // 2 if remote else LOCAL_THREADS // 2
-        self._ahead = HostRows(self._read, self._bytes_ahead, prefetch_bytes, self._meter, ahead_threads)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="node-cache")
-        self._lock = threading.Lock()
-        self._counting = threading.Lock()
+        self._ahead = HostRows(self._read, self._bytes_ahead, prefetch_bytes, self._meter, usual // 2)
+        self._pool = ThreadPoolExecutor(threads or usual, thread_name_prefix="node-cache")
+        self._lock, self._counting = threading.Lock(), threading.Lock()
         self._node_touched: Bool = np.zeros(index.num_nodes, np.bool_)
         self._base_touched: Bool = np.zeros(index.num_treelets, np.bool_)
 
@@ -144,7 +143,8 @@ class NodeCache:
     @property
     def smallest_working_set(self) -> int:
         """Bytes without which some sample cannot be drawn; see `smallest_working_set`."""
-        return smallest_working_set(self._index, self._shape, self._octree.without_rows(self._dead))
+        drawable = self._octree.without_rows(self._dead)
+        return smallest_working_set(self._index, self._shape, drawable, half=self._half)
 
     @property
     def resident_keys(self) -> Int64:

@@ -5,35 +5,33 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from infnerf_tiles.arrays import Bool, Float32, Float64, Int64, check_shape
+from infnerf_tiles.arrays import Float32, Float64, Int64, check_shape
 from infnerf_tiles.errors import BudgetError
-from infnerf_tiles.field.decoder import direction_basis
-from infnerf_tiles.field.shading import DECODER_BLOCK, shade
-from infnerf_tiles.geometry.camera import Camera, unproject
-from infnerf_tiles.kernels.arena import MarchSettings, Rays
+from infnerf_tiles.geometry.camera import Camera
+from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
+from infnerf_tiles.rendering.arena_memory import in_half
+from infnerf_tiles.rendering.device_block import DeviceBlock, Painter
 from infnerf_tiles.rendering.node_cache import LOCAL_THREADS, REMOTE_THREADS, NodeCache
-from infnerf_tiles.rendering.ray_state import ROUND_SAMPLES, RayState, march_and_composite
+from infnerf_tiles.rendering.pixel_block import HostBlock, Part, Sight
+from infnerf_tiles.rendering.ray_state import ROUND_SAMPLES
 from infnerf_tiles.rendering.scene import Scene
-from infnerf_tiles.rendering.selection import bundle_of, select_nodes
+from infnerf_tiles.rendering.selection import select_nodes
 from infnerf_tiles.rendering.waiting import Aborted
 from infnerf_tiles.units import format_bytes
 
-_BLOCK = 256  # pixels; the edge of the part of a picture that is in work at a time
-_PACKET = 1 << 14  # rays marched together
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+_HOST_BLOCK, _DEVICE_BLOCK = 256, 2048
+"""Pixels; the edge of the part of a picture that is in work at a time."""
 _SMALL = 32  # pixels; parts this small share their nodes, so that cutting the distance helps more than halving them
 _EAGER_NODES = 64  # more nodes than this are not read before it is known that nothing in front of them hides them
 _FINEST_CUT = 16  # lattice steps; cutting the distance finer than that finds nothing hidden
-_OFFSET = 0.5  # shift of the step lattice
-_SEEN = 1e-3  # opacity below which a pixel shows nothing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,62 +50,12 @@ class Picture:
     num_samples: int
 
 
-class _Part(NamedTuple):
-    """Pixels [x0, x1) x [y0, y1) of a block."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    @property
-    def edge(self) -> int:
-        return max(self.x1 - self.x0, self.y1 - self.y0)
-
-    def halves(self) -> tuple["_Part", "_Part"]:
-        if self.x1 - self.x0 >= self.y1 - self.y0:
-            middle = (self.x0 + self.x1) // 2
-            return self._replace(x1=middle), self._replace(x0=middle)
-        middle = (self.y0 + self.y1) // 2
-        return self._replace(y1=middle), self._replace(y0=middle)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Block:
-    """A part of a picture in work: its rays and what is known of them, row by row."""
-
-    width: int
-    pose: Float64
-    directions: Float64
-    basis: Tensor
-    footprint: float
-    lattice: MarchSettings
-    state: RayState
-    abort: Callable[[], bool] | None = None
-
-    def rows(self, part: _Part, alive: Bool) -> Int64:
-        """Rays of a part that go on."""
-        y, x = np.mgrid[part.y0 : part.y1, part.x0 : part.x1]
-        rows: Int64 = (y * self.width + x).ravel()
-        return rows[alive[rows]]
-
-    def distance(self, step: float) -> float:
-        """Middle of a lattice step, world units."""
-        c = self.lattice.step * self.footprint
-        return self.lattice.near * (1 + 0.5 * c) * math.exp((step + _OFFSET) * math.log1p(c))
-
-    def step_at(self, distance: float) -> int:
-        """The first lattice step whose middle is not nearer than that."""
-        c = self.lattice.step * self.footprint
-        nearest = self.lattice.near * (1 + 0.5 * c)
-        return max(0, math.ceil(math.log(max(distance, nearest) / nearest) / math.log1p(c) - _OFFSET))
-
-
 class Renderer:
     """Draws pictures of one scene; keeps what it has loaded for the next one.
 
-    The picture is the same to the last bit whatever the budget, the threads that read, and what was drawn before.
-    Several threads may share a renderer; they take turns.
+    On one device the picture is the same to the last bit whatever the budget, the threads that read, and what was drawn
+    before; a GPU's differs a little, since its decoder multiplies in float16. Several threads may share a renderer;
+    they take turns.
     """
 
     def __init__(
@@ -115,27 +63,33 @@ class Renderer:
         scene: Scene,
         memory_budget: int | None = None,
         *,
+        device: DeviceChoice | None = None,
         threads: int | None = None,
         read_ahead: bool = False,
-        block: int = _BLOCK,
+        block: int | None = None,
+        host_block: int | None = None,
         round_samples: int = ROUND_SAMPLES,
         eager_nodes: int = _EAGER_NODES,
     ) -> None:
-        """`memory_budget`: bytes for nodes, resident or on their way, default: the scene's setting. `threads`: of the
-        processor, default: all. `read_ahead`: keep an eighth of the budget for `prefetch`. `block`, `round_samples`:
-        pixels and samples in work at a time; `eager_nodes`: nodes read before it is known whether anything hides them;
-        none of them changes the picture.
+        """`memory_budget`: bytes for nodes, resident or on their way, default: the scene's setting. `device`: where to
+        draw, default: the scene's setting, which is a GPU where there is one. `threads`: of the processor, default:
+        all. `read_ahead`: keep an eighth of the budget for `prefetch`. `block`: pixels along an edge of what is in work
+        at a time; `host_block`: the same, on the CPU only; `round_samples`: samples in work there; `eager_nodes`: nodes
+        read before it is known whether anything hides them; none of them changes the picture.
 
-        BudgetError if the budget cannot hold what a single sample may need.
+        BudgetError if the budget cannot hold what a single sample may need, or the device cannot hold the budget.
         """
         self.scene = scene
         self.memory_budget = scene.settings.rendering.memory_budget_bytes if memory_budget is None else memory_budget
+        self.device = chosen_device(scene.settings.rendering.device if device is None else device)
         self._threads = threads
-        self._block = block
+        self._half = in_half(self.device)
+        self._block = block or (_DEVICE_BLOCK if self._half else host_block or _HOST_BLOCK)
         self._round_samples = round_samples
-        self._eager_bytes = row_costs(scene.shape).node * eager_nodes
+        self._eager_bytes = row_costs(scene.shape, half=self._half).node * eager_nodes
         self._lock = threading.Lock()
         self.cache = self._new_cache(read_ahead)
+        self._painter = Painter(scene, self.device) if self._half else None
 
     @property
     def deepest_level(self) -> int:
@@ -148,10 +102,10 @@ class Renderer:
         return self.cache.counters.waits
 
     def identity(self) -> str:
-        """Which scene, at which state, with which settings."""
-        scene = self.scene
-        drawing = scene.settings.rendering.model_dump(mode="json", exclude={"memory_budget"})
-        return json.dumps([scene.header.created, scene.store.generation, drawing, scene.lattice().lod_bias])
+        """Which scene, at which state, with which settings, on what kind of device."""
+        scene, kind = self.scene, self.device.type
+        drawing = scene.settings.rendering.model_dump(mode="json", exclude={"memory_budget", "device"})
+        return json.dumps([scene.header.created, scene.store.generation, drawing, scene.lattice().lod_bias, kind])
 
     def render(
         self,
@@ -182,16 +136,15 @@ class Renderer:
             num_samples=0,
         )
         num_samples = num_pixels = 0
-        lattice = self.scene.lattice(lod_bias)
-        pose = np.asarray(camera_to_world, np.float64)
-        for block, window in self._blocks(camera, pose, lattice, abort):
-            height, width = picture.depth[window].shape
+        sight = self._sight(camera, camera_to_world, lod_bias, abort)
+        for window in self._windows(camera):
             with self._lock:  # block by block, so that others get their turn
                 set_threads(self._threads)
-                self._draw(block, _Part(0, 0, width, height), 0, None)
-            num_samples += block.state.num_samples
-            num_pixels += height * width
-            self._finish(block, affine, picture, window)
+                block = self._new_block(sight, window)
+                self._draw(block, None, 0, None)
+                self._finish(block, affine, picture)
+            num_samples += block.num_samples
+            num_pixels += window.width * window.height
             if progress is not None:
                 progress(num_pixels / picture.depth.size)
         return Picture(
@@ -210,13 +163,13 @@ class Renderer:
         """
         if not self.cache.prefetch_bytes:
             return
-        lattice = self.scene.lattice(lod_bias)
         wanted = []
         for pose in np.asarray(camera_to_world, np.float64).reshape(-1, 3, 4):
-            keys = [
-                self._select(block, np.arange(len(block.directions)), 0, None)
-                for block, _ in self._blocks(camera, pose, lattice)
-            ]
+            sight = self._sight(camera, pose, lod_bias, None)
+            keys = []
+            for window in self._windows(camera):
+                block = self._new_block(sight, window)
+                keys.append(self._select(block, block.rows(None), 0, None))
             wanted.append(np.unique(np.concatenate(keys)))
         self.cache.prefetch(*wanted)
 
@@ -232,8 +185,8 @@ class Renderer:
 
     def _new_cache(self, read_ahead: bool) -> NodeCache:
         """The cache within the budget: reads under way and what is read ahead have their shares of it."""
-        scene, costs = self.scene, row_costs(self.scene.shape)
-        smallest = smallest_working_set(scene.index, scene.shape, scene.octree)
+        scene, costs = self.scene, row_costs(self.scene.shape, half=self._half)
+        smallest = smallest_working_set(scene.index, scene.shape, scene.octree, half=self._half)
         if self.memory_budget < smallest:
             raise BudgetError(
                 f"memory budget: expected at least {format_bytes(smallest)} ({smallest} bytes), which one chain of "
@@ -246,41 +199,57 @@ class Renderer:
         budget = self.memory_budget - ahead - threads * costs.read
         return NodeCache(
             scene.store, scene.index, scene.shape, budget,
-            threads=threads, prefetch_bytes=ahead, drawable=scene.octree,
+            threads=threads, prefetch_bytes=ahead, drawable=scene.octree, device=self.device,
         )  # fmt: skip
 
-    def _blocks(
-        self, camera: Camera, pose: Float64, lattice: MarchSettings, abort: Callable[[], bool] | None = None
-    ) -> Iterator[tuple[_Block, tuple[slice, slice]]]:
-        """The blocks of a picture, row by row, and where they lie in it (rows, columns)."""
+    def _sight(
+        self, camera: Camera, camera_to_world: Float64, lod_bias: float, abort: Callable[[], bool] | None
+    ) -> Sight:
+        return Sight(
+            camera=camera,
+            pose=np.asarray(camera_to_world, np.float64),
+            lattice=self.scene.lattice(lod_bias),
+            root=self.scene.header.root,
+            stop=self.scene.settings.rendering.stop_transmittance,
+            abort=abort,
+        )
+
+    def _windows(self, camera: Camera) -> Iterator[Part]:
+        """The blocks of a picture, row by row."""
         for y0 in range(0, camera.height, self._block):
             for x0 in range(0, camera.width, self._block):
-                width, height = min(self._block, camera.width - x0), min(self._block, camera.height - y0)
-                block = _new_block(camera, pose, (x0, y0), (width, height), lattice, abort)
-                yield block, (slice(y0, y0 + height), slice(x0, x0 + width))
+                yield Part(x0, y0, min(x0 + self._block, camera.width), min(y0 + self._block, camera.height))
 
-    def _draw(self, block: _Block, part: _Part, first: int, end: int | None) -> None:
-        """Carry a part's rays, which stand at lattice step `first`, to `end` (None: to their end).
+    def _new_block(self, sight: Sight, window: Part) -> HostBlock | DeviceBlock:
+        if self._painter is None:
+            return HostBlock(sight, window, self.scene, self._round_samples)
+        return DeviceBlock(sight, window, self._painter)
+
+    def _draw(self, block: HostBlock | DeviceBlock, part: Part | None, first: int, end: int | None) -> None:
+        """Carry the rays of a part (None: of the whole block), which stand at lattice step `first`, to `end` (None: to
+        their end).
 
         What needs more nodes than the budget holds is halved: in the picture while it is large, then in distance, and
         at last in the picture down to one pixel. What fits but would read many nodes is halved in distance, so that
         what turns out to be hidden is not read.
         """
-        if block.abort is not None and block.abort():
+        sight = block.sight
+        if sight.abort is not None and sight.abort():
             raise Aborted
-        rows = block.rows(part, block.state.alive(self._stop).numpy())
+        rows: Any = block.rows(part)
         if not len(rows):
             return
         keys = self._select(block, rows, first, end)
-        last = self._last_step(block) if end is None else end
+        last = sight.last_step() if end is None else end
         middle = (first + last) // 2
         if self.cache.bytes_of(keys) <= self.cache.byte_budget:
             if last - first > _FINEST_CUT and self.cache.missing_bytes(keys) > self._eager_bytes:
                 self._draw(block, part, first, middle)
                 self._draw(block, part, middle, end)
             else:
-                self._march(block, rows, keys, end)
+                block.march(rows, self.cache.ensure(keys, sight.abort), end)
             return
+        part = part or Part(0, 0, block.window.width, block.window.height)
         if part.edge > _SMALL:
             for half in part.halves():
                 self._draw(block, half, first, end)
@@ -297,103 +266,21 @@ class Renderer:
                 f"faces of {len(keys)} nodes, got {format_bytes(self.memory_budget)}; give a little more"
             )
 
-    @property
-    def _stop(self) -> float:
-        return self.scene.settings.rendering.stop_transmittance
-
-    def _select(self, block: _Block, rows: Int64, first: int, end: int | None) -> Int64:
-        bundle = bundle_of(block.pose[:, 3], block.directions[rows], block.footprint, block.pose[:, :3])
-        nearest = block.distance(first)
-        farthest = math.inf if end is None else block.distance(end - 1)
+    def _select(self, block: HostBlock | DeviceBlock, rows: Any, first: int, end: int | None) -> Int64:
+        sight = block.sight
+        nearest = sight.distance(first)
+        farthest = math.inf if end is None else sight.distance(end - 1)
         return select_nodes(
-            self.scene.octree, self.scene.header.root, bundle, block.lattice, nearest=nearest, farthest=farthest
+            self.scene.octree, sight.root, block.bundle(rows), sight.lattice, nearest=nearest, farthest=farthest
         )
 
-    def _last_step(self, block: _Block) -> int:
-        """One past the last lattice step inside the root cube."""
-        root = self.scene.header.root
-        offset = np.abs(root.to_unit(block.pose[:, 3]) - 0.5) + 0.5
-        return block.step_at(float(np.linalg.norm(offset)) * root.edge) + 1
-
-    def _march(self, block: _Block, rows: Int64, keys: Int64, end: int | None) -> None:
-        arena = self.cache.ensure(keys, block.abort)
-        field = partial(shade, arena, self.scene.decoder)
-        root = self.scene.header.root
-        origin = torch.from_numpy(root.to_unit(block.pose[:, 3]))
-        for start in range(0, len(rows), _PACKET):
-            index = torch.from_numpy(rows[start : start + _PACKET])
-            num = len(index)
-            rays = Rays(
-                origins=origin.expand(num, 3),
-                directions=torch.from_numpy(block.directions)[index] / root.edge,
-                footprint=torch.full((num,), block.footprint, dtype=torch.float64),
-                offset=torch.full((num,), _OFFSET, dtype=torch.float64),
-            )
-            state = block.state.subset(index)
-            march_and_composite(
-                arena, field, rays, block.basis[index], state, block.lattice,
-                stop=self._stop, end=end, round_samples=self._round_samples,
-            )  # fmt: skip
-            block.state.put(index, state)
-
     def _finish(
-        self, block: _Block, affine: Float32 | Float64 | None, picture: Picture, window: tuple[slice, slice]
+        self, block: HostBlock | DeviceBlock, affine: Float32 | Float64 | None, picture: Picture
     ) -> None:
-        state = block.state
-        shape = picture.transmittance[window].shape
-        rgb = (state.colour + state.transmittance[:, None] * self._background(block.basis)).numpy()
-        if affine is not None:
-            rgb = _affine_applied(np.asarray(affine, np.float32), rgb)
-        picture.rgb[window] = rgb.reshape(*shape, 3)
-        picture.transmittance[window] = state.transmittance.numpy().reshape(shape)
-        weight = state.facts[:, 1]
-        seen = weight >= _SEEN
-        depth = torch.where(seen, state.depth / weight, torch.inf)
-        level = torch.where(seen, state.facts[:, 0] / weight, torch.nan)
-        picture.depth[window] = depth.numpy().reshape(shape)
-        picture.level[window] = level.numpy().reshape(shape)
-
-    def _background(self, basis: Tensor) -> Tensor:
-        """Colour float32 [Q, 3] behind everything, in blocks of one size as the decoder's."""
-        colour = torch.empty((basis.shape[0], 3))
-        with torch.no_grad():
-            for first in range(0, basis.shape[0], DECODER_BLOCK):
-                part = basis[first : first + DECODER_BLOCK]
-                padded = torch.zeros((DECODER_BLOCK, basis.shape[1]))
-                padded[: part.shape[0]] = part
-                colour[first : first + DECODER_BLOCK] = self.scene.background(padded)[: part.shape[0]]
-        return colour
-
-
-def _new_block(
-    camera: Camera,
-    pose: Float64,
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    lattice: MarchSettings,
-    abort: Callable[[], bool] | None,
-) -> _Block:
-    """The block of `size` (width, height) pixels at pixel `corner` (x, y)."""
-    y, x = np.mgrid[corner[1] : corner[1] + size[1], corner[0] : corner[0] + size[0]]
-    xy = np.stack([x.ravel(), y.ravel()], axis=1) + 0.5
-    # summed term by term: a matrix product's last bits depend on the number of rows
-    local = unproject(camera, xy)
-    directions = local[:, :1] * pose[:, 0] + local[:, 1:2] * pose[:, 1] + local[:, 2:] * pose[:, 2]
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    return _Block(
-        width=size[0],
-        pose=pose,
-        directions=directions,
-        basis=direction_basis(torch.from_numpy(directions)),
-        footprint=1.0 / camera.focal,
-        lattice=lattice,
-        state=RayState.fresh(len(directions)),
-        abort=abort,
-    )
-
-
-def _affine_applied(affine: Float32, rgb: Float32) -> Float32:
-    """float32[n, 3] colours transformed by float32[3, 4], channel by channel: no sum whose order depends on n."""
-    columns = [rgb[:, channel : channel + 1] * affine[:, channel] for channel in range(3)]
-    transformed: Float32 = columns[0] + columns[1] + columns[2] + affine[:, 3]
-    return transformed
+        shown, window = block.shown(affine), block.window
+        place = slice(window.y0, window.y1), slice(window.x0, window.x1)
+        size = (window.height, window.width)
+        picture.rgb[place] = shown.rgb.reshape(*size, 3)
+        picture.transmittance[place] = shown.transmittance.reshape(size)
+        picture.depth[place] = shown.depth.reshape(size)
+        picture.level[place] = shown.level.reshape(size)

@@ -15,7 +15,8 @@ from infnerf_tiles.kernels.arena import MarchSettings
 
 _SLACK = 1e-9  # relative; covers the rounding of positions and levels here and in the march
 _ROUNDING = 1e-12  # of the root cube's edge
-_MIN_FORWARD = 0.1  # cosine below which rays are too far off the axis to be bounded by planes
+MIN_FORWARD = 0.1
+"""Cosine below which rays are too far off the axis to be bounded by planes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,20 +47,35 @@ def bundle_of(origin: Float64, directions: Float64, footprint: float, axes: Floa
     ahead = directions @ forward
     middle = directions.sum(axis=0)
     spread = float(np.linalg.norm(middle)) / len(directions)
-    if ahead.min() < _MIN_FORWARD and spread > _MIN_FORWARD:
+    if ahead.min() < MIN_FORWARD and spread > MIN_FORWARD:
         # off to the side of a wide lens: planes around the middle of the rays instead
         forward = middle / (spread * len(directions))
         right = np.cross(down if abs(forward @ down) < 0.9 else axes[:, 2], forward)
         right /= np.linalg.norm(right)
         down = np.cross(forward, right)
         ahead = directions @ forward
-    if ahead.min() < _MIN_FORWARD:
+    if ahead.min() < MIN_FORWARD:
         normals = np.empty((0, 3))
         return RayBundle(origin=origin, least=least, most=most, normals=normals, footprint=footprint)
+    slopes = [directions @ side / ahead for side in (right, down)]
+    ranges = tuple((float(slope.min()), float(slope.max())) for slope in slopes)
+    return bundle_between(origin, least, most, ranges, footprint, np.stack([right, down, forward], axis=1))
+
+
+def bundle_between(
+    origin: Float64,
+    least: Float64,
+    most: Float64,
+    slopes: tuple[tuple[float, float], ...],
+    footprint: float,
+    axes: Float64,
+) -> RayBundle:
+    """The bundle of rays with directions between `least` and `most`, float64[3] each, of which right and down are in
+    these ranges ("slopes", one each) where forward is 1. `axes` as in `bundle_of`."""
+    right, down, forward = axes.T
     planes = [forward]
-    for side in (right, down):
-        slope = directions @ side / ahead
-        planes += [side - (slope.min() - _SLACK) * forward, (slope.max() + _SLACK) * forward - side]
+    for side, (low, high) in zip((right, down), slopes, strict=True):
+        planes += [side - (low - _SLACK) * forward, (high + _SLACK) * forward - side]
     normals = np.array(planes)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     return RayBundle(origin=origin, least=least, most=most, normals=normals, footprint=footprint)

@@ -9,7 +9,7 @@ from infnerf_tiles.rendering.accounts import smallest_working_set
 from infnerf_tiles.rendering.renderer import Renderer
 from infnerf_tiles.rendering.scene import Scene
 
-_BLOCK = 96  # pixels; visitors take turns block by block, and an outdated picture is given up between them
+_BLOCK = 96  # pixels, on the CPU; visitors take turns block by block, and outdated pictures are given up between
 
 
 class SharedRenderer:
@@ -74,4 +74,4 @@ class SharedRenderer:
             self._renderer.close()
 
     def _new(self, memory_budget: int | None) -> Renderer:
-        return Renderer(self.scene, memory_budget, threads=self._threads, block=_BLOCK)
+        return Renderer(self.scene, memory_budget, threads=self._threads, host_block=_BLOCK)

@@ -20,12 +20,12 @@ PLACE = {"--workers", "--scheduler", "--request", "--threads"}
 BUDGETS = {"--ram", "--vram", "--scratch"}
 OPTIONS = {
     "plan": {"DATA", "--images", "--bounds", "--no-photos", "--threads"} | BUDGETS | SETTINGS,
-    "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads"} | SETTINGS,
+    "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads", "--device"} | SETTINGS,
     "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--coverage-map"} | BUDGETS | SETTINGS,
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | BUDGETS | PLACE | SETTINGS,
-    "eval": {"SCENE", "--data", "--images", "--split", "--limit"} | DRAWING | SETTINGS,
+    "eval": {"SCENE", "--data", "--images", "--split", "--limit", "--device"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
-    | {"--depth", "--depth-format", "--alpha", "--levels"}
+    | {"--depth", "--depth-format", "--alpha", "--levels", "--device"}
     | DRAWING
     | SETTINGS,
     "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width"},

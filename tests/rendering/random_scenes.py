@@ -49,6 +49,7 @@ def header(settings: Mapping[str, Any] | None = None, bands: tuple[int, ...] = B
     values: dict[str, Any] = {
         "octree": {"cells": SHAPE.cells},
         "field": {"features": SHAPE.features, "table_log2": 9, "hidden": 16, "geometry_features": 7},
+        "rendering": {"device": "cpu"},
     }
     for section, changes in (settings or {}).items():
         values.setdefault(section, {}).update(changes)

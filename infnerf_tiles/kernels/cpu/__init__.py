@@ -7,10 +7,12 @@ from infnerf_tiles.kernels.cpu.march import march
 from infnerf_tiles.kernels.cpu.note import note
 from infnerf_tiles.kernels.cpu.packed import march_packed
 from infnerf_tiles.kernels.cpu.threads import set_threads
-from infnerf_tiles.kernels.reference.decode import decode_into
+from infnerf_tiles.kernels.reference.decode import decode_into, prepare_weights
+from infnerf_tiles.kernels.reference.lanes import accumulate, mix_above, refill
 from infnerf_tiles.kernels.reference.nested import fold_dense, spread_gradient
 
 __all__ = [
+    "accumulate",
     "adam",
     "composite",
     "composite_into",
@@ -20,7 +22,10 @@ __all__ = [
     "fold_dense",
     "march",
     "march_packed",
+    "mix_above",
     "note",
+    "prepare_weights",
+    "refill",
     "set_threads",
     "spread_gradient",
 ]

@@ -7,13 +7,15 @@ use of them as a tensor on the device, so that a training step can be captured a
 from infnerf_tiles.kernels.cuda.adam import adam
 from infnerf_tiles.kernels.cuda.composite import composite, composite_into
 from infnerf_tiles.kernels.cuda.decode import decode, decodes
-from infnerf_tiles.kernels.cuda.decode_into import decode_into
+from infnerf_tiles.kernels.cuda.decode_into import decode_into, prepare_weights
 from infnerf_tiles.kernels.cuda.encode import encode, encode_into
+from infnerf_tiles.kernels.cuda.lanes import accumulate, mix_above, refill
 from infnerf_tiles.kernels.cuda.march import march, march_packed
 from infnerf_tiles.kernels.cuda.nested import fold_dense, spread_gradient
 from infnerf_tiles.kernels.cuda.note import note
 
 __all__ = [
+    "accumulate",
     "adam",
     "composite",
     "composite_into",
@@ -25,6 +27,9 @@ __all__ = [
     "fold_dense",
     "march",
     "march_packed",
+    "mix_above",
     "note",
+    "prepare_weights",
+    "refill",
     "spread_gradient",
 ]

@@ -21,7 +21,7 @@ _AHEAD = 4
 
 
 @triton.jit
-def _opacity(x):
+def opacity(x):
     """1 - exp(-x), to float32 precision for small x too."""
     series = x * (1.0 - x * (0.5 - x * (0.16666667 - x * (0.041666668 - x * 0.008333334))))
     return tl.where(x < 0.1, series, 1.0 - tl.exp(-x))
@@ -54,7 +54,7 @@ def _forward_kernel(
             cb = tl.load(colour + m * 3 + 2, mask=here, other=0.0).to(tl.float32)
             at = tl.load(t + m, mask=here, other=0.0)
             goes_on = here & (trans >= stop)
-            alpha = tl.where(goes_on, _opacity(x), 0.0)
+            alpha = tl.where(goes_on, opacity(x), 0.0)
             w = trans * alpha
             tl.store(weights + m, w, mask=here)
             # a colour behind the ray's end may be anything, even NaN
@@ -96,7 +96,7 @@ def _backward_kernel(
             m = begin + first + k
             x = tl.load(sigma + m, mask=here, other=0.0).to(tl.float32) * tl.load(dt + m, mask=here, other=0.0)
             goes_on = here & (trans >= stop)
-            trans = trans * (1.0 - tl.where(goes_on, _opacity(x), 0.0))
+            trans = trans * (1.0 - tl.where(goes_on, opacity(x), 0.0))
             tl.store(behind_sample + m, tl.where(goes_on, trans, -1.0), mask=here)
     # a lane reads back only what it wrote itself
     tl.debug_barrier()
@@ -123,7 +123,7 @@ def _backward_kernel(
             tl.store(out_colour + m * 3 + 2, (w * gb).to(out_colour.dtype.element_ty), mask=here)
 
 
-def _stop(stop: float) -> float:
+def stop_at(stop: float) -> float:
     """The least float32 at or above `stop`: comparing T with it is comparing with `stop` itself."""
     rounded = np.float32(stop)
     return float(np.nextafter(rounded, np.float32(np.inf)) if float(rounded) < stop else rounded)
@@ -166,7 +166,7 @@ class _Composite(torch.autograd.Function):
             _backward_kernel, programs_for(num, _BLOCK),
             ray_start, ray_start if ray_count is None else ray_count, sigma, colour, t, dt, weights,
             grad_colour.contiguous(), grad_trans.contiguous(), grad_depth.contiguous(), grad_weights.contiguous(),
-            torch.empty_like(weights), out_sigma, out_colour, _stop(ctx.stop), num,
+            torch.empty_like(weights), out_sigma, out_colour, stop_at(ctx.stop), num,
             PACKED=ray_count is not None, AHEAD=_AHEAD, BLOCK=_BLOCK, num_warps=1,
         )  # fmt: skip
         return None, None, out_sigma, out_colour, None, None, None
@@ -222,6 +222,6 @@ def composite_into(
         _forward_kernel, programs_for(num, _BLOCK),
         ray_start, ray_start if ray_count is None else ray_count,
         sigma.detach().contiguous(), colour.detach().contiguous(), t.contiguous(), dt.contiguous(),
-        colour_out, transmittance_out, depth_out, weights_out, _stop(stop), num,
+        colour_out, transmittance_out, depth_out, weights_out, stop_at(stop), num,
         PACKED=ray_count is not None, AHEAD=_AHEAD, BLOCK=_BLOCK, num_warps=1,
     )  # fmt: skip

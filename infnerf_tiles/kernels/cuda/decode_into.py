@@ -3,6 +3,8 @@
 Products are float16 with float32 sums. A sample's result does not depend on the others in its block.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -86,8 +88,52 @@ def _bias(bias: Tensor, columns: int) -> Tensor:
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedWeights:
+    """A decoder's layers as the kernel reads them: transposed, padded with zeros, float16 with float32 biases."""
+
+    arrays: tuple[Tensor, ...]
+    """Six matrices, then five biases, in the kernel's order."""
+    constants: tuple[float, float, float, float]
+    features: int
+    width: int
+    """Features, padded."""
+    hidden: int
+    inner: int
+
+
+def prepare_weights(weights: DecoderWeights) -> PreparedWeights:
+    """What `decode_into` can take instead of the weights, for a decoder that does not change between calls."""
+    geometry = weights.geometry
+    width = max(_LEAST, triton.next_power_of_2(weights.features))
+    hidden = max(_LEAST, triton.next_power_of_2(weights.hidden))
+    inner = max(_LEAST, triton.next_power_of_2(geometry + 1))
+    colour_in = weights.colour_in[0]
+    return PreparedWeights(
+        arrays=(
+            _padded(weights.density_in[0], width, hidden),
+            _padded(weights.density_out[0], hidden, inner),
+            # the density itself is no input of the colour half
+            _padded(colour_in[:, :geometry], inner, hidden, skip=1),
+            _padded(colour_in[:, geometry:], DIRECTIONS, hidden),
+            _padded(weights.colour_mid[0], hidden, hidden),
+            _padded(weights.colour_out[0], hidden, _LEAST),
+            _bias(weights.density_in[1], hidden),
+            _bias(weights.density_out[1], inner),
+            _bias(weights.colour_in[1], hidden),
+            _bias(weights.colour_mid[1], hidden),
+            _bias(weights.colour_out[1], _LEAST),
+        ),
+        constants=(weights.gain, weights.density_bias, weights.max_exponent, 1.0 / weights.gsd_ref),
+        features=weights.features,
+        width=width,
+        hidden=hidden,
+        inner=inner,
+    )
+
+
 def decode_into(
-    weights: DecoderWeights,
+    weights: DecoderWeights | PreparedWeights,
     features: Tensor,
     basis: Tensor,
     ray: Tensor,
@@ -102,23 +148,12 @@ def decode_into(
         features: float [M, F]. basis: float32 [Q, 16], direction basis per ray. ray: int32 [M].
         count: int32 [1], rows in use of buffers of fixed capacity; the others are left as they are.
     """
-    num, geometry = features.shape[0], weights.geometry
-    width = max(_LEAST, triton.next_power_of_2(weights.features))
-    hidden = max(_LEAST, triton.next_power_of_2(weights.hidden))
-    inner = max(_LEAST, triton.next_power_of_2(geometry + 1))
-    colour_in = weights.colour_in[0]
+    num = features.shape[0]
+    w = weights if isinstance(weights, PreparedWeights) else prepare_weights(weights)
     launch(
         _decode_kernel, programs_for(num, _BLOCK * _TILES),
         features.contiguous(), basis.contiguous(), ray.contiguous(), ray if count is None else count,
-        sigma_out, colour_out,
-        _padded(weights.density_in[0], width, hidden), _padded(weights.density_out[0], hidden, inner),
-        # the density itself is no input of the colour half
-        _padded(colour_in[:, :geometry], inner, hidden, skip=1), _padded(colour_in[:, geometry:], DIRECTIONS, hidden),
-        _padded(weights.colour_mid[0], hidden, hidden), _padded(weights.colour_out[0], hidden, _LEAST),
-        _bias(weights.density_in[1], hidden), _bias(weights.density_out[1], inner),
-        _bias(weights.colour_in[1], hidden), _bias(weights.colour_mid[1], hidden),
-        _bias(weights.colour_out[1], _LEAST),
-        weights.gain, weights.density_bias, weights.max_exponent, 1.0 / weights.gsd_ref, num,
-        F=weights.features, F_PAD=width, H=hidden, G=inner, COUNTED=count is not None, TILES=_TILES, BLOCK=_BLOCK,
+        sigma_out, colour_out, *w.arrays, *w.constants, num,
+        F=w.features, F_PAD=w.width, H=w.hidden, G=w.inner, COUNTED=count is not None, TILES=_TILES, BLOCK=_BLOCK,
         num_warps=4,
     )  # fmt: skip

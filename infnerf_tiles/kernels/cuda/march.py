@@ -226,7 +226,7 @@ class _Columns:
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(settings: MarchSettings, device: torch.device) -> Tensor:
+def march_constants(settings: MarchSettings, device: torch.device) -> Tensor:
     """Arguments of kernels are float32 at most; these must not be rounded. Kept: a captured graph cannot make them."""
     values = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)
     return torch.tensor(values, dtype=torch.float64, device=device)
@@ -256,7 +256,7 @@ def _pass(
         arena.root, arena.children, arena.occupancy, arena.any_occupied, arena.level, arena.treelet, arena.lambda_max,
         arena.top_level, arena.top_xyz, arena.above, total, ends, ray_start, ray_count,
         out.ray, out.t, out.dt, out.wanted, out.slot, out.beta, out.position, out.blend, out.slot_above,
-        out.position_above, _constants(settings, rays.origins.device), num, _UNLIMITED if limit is None else limit,
+        out.position_above, march_constants(settings, rays.origins.device), num, _UNLIMITED if limit is None else limit,
         EMIT=emit, COUNTED=num_rays is not None, STARTED=start is not None, ADAPT=adapt,
         LOG_CELLS=arena.occupancy_cells.bit_length() - 1, BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip

@@ -6,14 +6,16 @@ columns come out in the format of the arena's tables.
 
 from infnerf_tiles.kernels.reference.adam import adam
 from infnerf_tiles.kernels.reference.composite import composite, composite_into
-from infnerf_tiles.kernels.reference.decode import decode_into
+from infnerf_tiles.kernels.reference.decode import decode_into, prepare_weights
 from infnerf_tiles.kernels.reference.encode import encode, encode_into
+from infnerf_tiles.kernels.reference.lanes import accumulate, mix_above, refill
 from infnerf_tiles.kernels.reference.march import march
 from infnerf_tiles.kernels.reference.nested import fold_dense, spread_gradient
 from infnerf_tiles.kernels.reference.note import note
 from infnerf_tiles.kernels.reference.packed import march_packed
 
 __all__ = [
+    "accumulate",
     "adam",
     "composite",
     "composite_into",
@@ -23,6 +25,9 @@ __all__ = [
     "fold_dense",
     "march",
     "march_packed",
+    "mix_above",
     "note",
+    "prepare_weights",
+    "refill",
     "spread_gradient",
 ]

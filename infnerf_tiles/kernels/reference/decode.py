@@ -7,6 +7,11 @@ from torch.nn import functional
 from infnerf_tiles.kernels.decoder_weights import DecoderWeights
 
 
+def prepare_weights(weights: DecoderWeights) -> DecoderWeights:
+    """What `decode_into` can take instead of the weights, for a decoder that does not change between calls."""
+    return weights
+
+
 def decode_into(
     weights: DecoderWeights,
     features: Tensor,

@@ -20,6 +20,7 @@ from cuda_checks import (
     PackedChecks,
 )
 from decode_checks import DecodeChecks
+from lane_checks import LanesChecks
 
 pytestmark = pytest.mark.gpu
 _GPU = torch.device("cuda")
@@ -60,4 +61,8 @@ class TestDecode(DecodeChecks):
 
 
 class TestDecodeInto(DecodeIntoChecks):
+    device, scale = _GPU, 20
+
+
+class TestLanes(LanesChecks):
     device, scale = _GPU, 20

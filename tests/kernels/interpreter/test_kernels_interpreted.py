@@ -14,6 +14,7 @@ from cuda_checks import (
     PackedChecks,
 )
 from decode_checks import DecodeChecks
+from lane_checks import LanesChecks
 
 _HERE = torch.device("cpu")
 
@@ -53,4 +54,8 @@ class TestDecode(DecodeChecks):
 
 
 class TestDecodeInto(DecodeIntoChecks):
+    device, scale = _HERE, 1
+
+
+class TestLanes(LanesChecks):
     device, scale = _HERE, 1
