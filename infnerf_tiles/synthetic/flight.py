@@ -120,7 +120,7 @@ def _border(camera: Camera) -> Float64:
 
 
 def _cameras(size: tuple[int, int]) -> tuple[Camera, Camera]:
-    """Two slightly distorted cameras with principal points off the centre; the oblique one has a longer lens, as in rigs."""
+    """Two slightly distorted cameras with principal points off the centre; the oblique one has the longer lens."""
     width, height = size
     focal = _FOCAL * width
     nadir = Camera("SIMPLE_RADIAL", width, height, (focal, 0.502 * width, 0.497 * height, -0.035))
