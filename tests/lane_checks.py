@@ -81,7 +81,7 @@ class LanesChecks:
     ) -> None:
         arena, rays = self.scene(rng, 20 * self.scale)
         here = torch.device("cpu")
-        want, samples = self.drawn(reference, arena, rays, here, (None,), 1000 * self.scale, 5, stop)
+        want, samples = self.drawn(reference, arena, rays, here, (None,), 20 * self.scale, 16, stop)
         got, found = self.drawn(cuda, arena, rays, self.device, ends, 7 * self.scale, 5, stop)
         if not stop:
             assert abs(found - samples) <= 0.01 * samples

@@ -106,13 +106,16 @@ class Rounds:
             return 0
         self.lanes.clear(view.origin, view.footprint, view.offset)
         self._looks.forget()
-        in_work, rounds = min(num, self.lanes.num), 0
+        in_work, since = min(num, self.lanes.num), 0
         while True:
-            limit = min(max(self._packed.capacity // in_work, self._fewest), self._most)
+            each = self._packed.capacity // in_work
+            limit = min(max(each, self._fewest), self._most)
             self.round(table, rows, arena, view.lattice, limit, stop=stop, end=end)
-            rounds += 1
-            if rounds % LOOK_EVERY:
+            since += 1
+            # few rays are done within a few rounds, which are short
+            if since < LOOK_EVERY and each < self._most:
                 continue
+            since = 0
             if abort is not None and abort():
                 raise Aborted
             known = self._looks.exchange(self.lanes.status)

@@ -63,8 +63,8 @@ def test_the_picture_is_the_processors(scene: Scene) -> None:
     assert np.quantile(np.abs(got.transmittance - want.transmittance), 0.99) < 2e-2
     both = np.isfinite(got.depth) & np.isfinite(want.depth)
     assert both.mean() > 0.5
-    assert np.quantile(np.abs(got.depth - want.depth)[both] / want.depth[both], 0.95) < 2e-2
-    assert np.quantile(np.abs(got.level - want.level)[both], 0.95) < 5e-2
+    assert np.quantile(np.abs(got.depth[both] / want.depth[both] - 1.0), 0.95) < 2e-2
+    assert np.quantile(np.abs(got.level[both] - want.level[both]), 0.95) < 5e-2
 
 
 def test_two_pictures_are_equal_bit_by_bit(scene: Scene) -> None:
@@ -76,16 +76,16 @@ def test_two_pictures_are_equal_bit_by_bit(scene: Scene) -> None:
 
 
 def test_budget_and_blocks_change_no_bit(scene: Scene) -> None:
-    small = Camera("SIMPLE_PINHOLE", 64, 48, (80.0, 32.0, 24.0))
+    small = Camera("SIMPLE_PINHOLE", 24, 18, (30.0, 12.0, 9.0))
     whole = drawn(scene, small)
     with Renderer(scene, device="cuda") as renderer:
         smallest = renderer.cache.smallest_working_set
-    for share in (1.2, 3.0):
+    for share in (1.0, 2.0):
         with Renderer(scene, int(share * smallest), device="cuda") as renderer:
             assert differing(renderer.render(small, POSE), whole) == []
             assert renderer.cache.counters.evictions > 0
             assert renderer.cache.peak_bytes <= share * smallest
-    assert differing(drawn(scene, small, block=23), whole) == []
+    assert differing(drawn(scene, small, block=11), whole) == []
     assert differing(drawn(scene, small, eager_nodes=1), whole) == []
 
 
