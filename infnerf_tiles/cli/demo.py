@@ -30,7 +30,7 @@ _RESUMES = "what is done is kept, and the same command goes on from there"
 @click.option(
     "--photos", "num_photos", type=click.IntRange(min=8), default=40, metavar="N", help="Photos to take of the city."
 )
-@click.option("--size", metavar="WxH", default="176x132", callback=size_of, help="Size of the photos, in pixels.")
+@click.option("--size", metavar="WxH", default="192x144", callback=size_of, help="Size of the photos, in pixels.")
 @click.option("--frames", type=click.IntRange(min=1), default=16, metavar="N", help="Frames of the film.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
 @device_option
