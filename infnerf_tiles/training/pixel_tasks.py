@@ -14,6 +14,7 @@ from infnerf_tiles.data.photos import num_pyramid_levels
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
+from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.store.index import SceneIndex
@@ -25,7 +26,6 @@ from infnerf_tiles.training.pixels import PATCH, Patches, PixelSet, all_patches
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, warm_start
 from infnerf_tiles.training.tasks import Progress, TrainTask, open_context
-from infnerf_tiles.training.trainer import training_device
 
 CHUNK_BYTES = 32 << 20
 """Patches of one chunk of photos, unless a single photo has more."""
@@ -93,7 +93,7 @@ def assign_photos(task: PixelTask, progress: Progress | None = None) -> dict[int
 def _arena_above(context: Context, index: SceneIndex, task: PixelTask) -> Arena:
     """What decides where rays end: the committed bands above; for the first band what the seed stage left."""
     root = NodeId(0, 0, 0, 0)
-    device = training_device(context.settings.training.device)
+    device = chosen_device(context.settings.training.device)
     if task.band:
         above = read_surroundings(context, index, root, task.band)
         return TrainingState(context.shape, root, np.empty(0, np.int64), 0, above, device=device).arena

@@ -15,6 +15,7 @@ import numpy as np
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
+from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
@@ -35,7 +36,7 @@ from infnerf_tiles.training.seed_result import SeedSlots, write_seed_result
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings, start_base, start_occupancy, warm_start
-from infnerf_tiles.training.trainer import Trainer, psnr_of, training_device
+from infnerf_tiles.training.trainer import Trainer, psnr_of
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         keys = seed_nodes(index.keys, header.band_levels, s.training.seed_nodes, s.training.seed)
         top = NodeId(0, 0, 0, 0)
         capacity = task.slots[1] - task.slots[0]
-        device = training_device(s.training.device)
+        device = chosen_device(s.training.device)
         state = TrainingState(context.shape, top, keys, capacity, ResidentNodes.none(context.shape), device=device)
         state.start_occupancy(
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
@@ -188,7 +189,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         keys = index.keys[index.treelets == row]
         capacity = task.slots[1] - task.slots[0]
         surroundings = read_surroundings(context, index, top, band)
-        device = training_device(s.training.device)
+        device = chosen_device(s.training.device)
         state = TrainingState(context.shape, top, keys, capacity, surroundings, device=device)
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)

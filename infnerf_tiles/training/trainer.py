@@ -1,11 +1,8 @@
 """The trainer of one treelet: step after step, occupancy refreshed and nodes grown on the way."""
 
-import importlib.util
 import logging
 import math
 from collections.abc import Callable
-
-import torch
 
 from infnerf_tiles.arrays import Bool
 from infnerf_tiles.geometry.camera import PosedCameras
@@ -178,19 +175,3 @@ class Trainer:
 def psnr_of(error: float) -> float:
     """Decibels of a mean squared error."""
     return -10.0 * math.log10(max(error, 1e-12))
-
-
-def training_device(choice: str) -> torch.device:
-    """The device of the setting training.device: "auto" takes CUDA where it and its kernels' compiler are there."""
-    if choice == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda") if choice == "cuda" or _has_cuda() else torch.device("cpu")
-
-
-def _has_cuda() -> bool:
-    if not torch.cuda.is_available():
-        return False
-    if importlib.util.find_spec("triton") is None:
-        _log.warning("there is a CUDA device but no triton: training runs on the processor")
-        return False
-    return True

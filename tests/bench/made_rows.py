@@ -5,6 +5,7 @@ valid, of full size, and follows from its slot: noise from a small pool (slot mo
 from where the slot's node stands on the ground.
 """
 
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ class MadeRows(WrapperStore[LocalStore]):
         self._pool: dict[tuple[str, int], bytes] = {}
 
     def _with_store(self, store: LocalStore) -> "MadeRows":
-        raise NotImplementedError
+        other = copy(self)
+        other._store = store
+        return other
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         kind, _, name = key.partition("/c.")

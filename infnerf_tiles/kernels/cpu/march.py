@@ -218,10 +218,8 @@ def _round_inside(u: float, nodes: float) -> np.float32:
 def _occupied(place: tuple[float, float, float], slot: int, level: int, occupancy: UInt8, cells: int) -> bool:
     """Whether the cell of node `slot` at a place in the unit cube is occupied."""
     grid = 2.0**level * cells
-    bx = np.int64(place[0] * grid) & (cells - 1)
-    by = np.int64(place[1] * grid) & (cells - 1)
-    bz = np.int64(place[2] * grid) & (cells - 1)
-    bit = (bz * cells + by) * cells + bx
+    bx, by, bz = np.int64(place[0] * grid), np.int64(place[1] * grid), np.int64(place[2] * grid)
+    bit = ((bz & (cells - 1)) * cells + (by & (cells - 1))) * cells + (bx & (cells - 1))
     return bool((occupancy[slot, bit >> 3] >> (bit & 7)) & 1)
 
 

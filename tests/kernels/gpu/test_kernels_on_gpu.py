@@ -39,7 +39,8 @@ class TestNote(NoteChecks):
 
 
 class TestComposite(CompositeChecks):
-    device, scale = _GPU, 20
+    # twenty times as many rays, and the compiler's exp: 4.3e-5 was seen
+    device, scale, near = _GPU, 20, 1e-4
 
 
 class TestAdam(AdamChecks):
