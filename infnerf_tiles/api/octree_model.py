@@ -21,6 +21,7 @@ from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shading import shade
 from infnerf_tiles.geometry.node_id import decode_keys
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples, dense_rows
+from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.store.stored_cameras import StoredCameras
 from infnerf_tiles.volume.occupancy import any_occupied
 from infnerf_tiles.volume.visibility import keep_reached
@@ -307,15 +308,17 @@ class OctreeModel(nn.Module):
         arena, ray = self.arena(), samples.ray.long()
         features = self._features(samples.position, samples.slot, samples.beta, arena, known)
         sigma, colour = self._decode(features, basis[ray])
-        sigma = sigma * samples.blend
         mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
+        sigma_above = torch.zeros_like(sigma)
         if mixed.numel():
             ones = torch.ones_like(samples.blend[mixed])
             above = self._features(samples.position_above[mixed], samples.slot_above[mixed], ones, arena, None)
-            sigma_above, colour_above = self._decode(above, basis[ray[mixed]])
-            blend = samples.blend[mixed]
-            sigma = sigma.index_add(0, mixed, (1.0 - blend) * sigma_above)
-            change = (1.0 - blend[:, None]) * (colour_above - colour[mixed])
+            found, colour_above = self._decode(above, basis[ray[mixed]])
+            sigma_above = sigma_above.index_add(0, mixed, found)
+        blend, dt = samples.blend.to(sigma.dtype), samples.dt.to(sigma.dtype)
+        sigma, share = hand_over(sigma, sigma_above, blend, dt)
+        if mixed.numel():
+            change = (1.0 - share[mixed, None]) * (colour_above - colour[mixed])
             colour = colour.index_add(0, mixed, change)
         return sigma, colour
 

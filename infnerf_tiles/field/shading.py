@@ -8,6 +8,7 @@ from torch import Tensor
 from infnerf_tiles.field.decoder import Decoder
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena, Samples
+from infnerf_tiles.kernels.hand_over import hand_over
 
 FieldFn = Callable[[Samples, Tensor], tuple[Tensor, Tensor]]
 """(samples, direction basis [Q, 16]) -> density [M], colour [M, 3]. Compositing takes any such function."""
@@ -93,15 +94,20 @@ def shade(
     sigma, colour = evaluate_nodes(
         arena, decoder, samples.position, samples.slot, samples.beta, basis[ray], encode_into
     )
-    sigma *= samples.blend
-    mixed = torch.nonzero(samples.slot_above >= 0).squeeze(1)
-    if mixed.numel():
-        ones = torch.ones_like(samples.blend[mixed])
-        sigma_above, colour_above = evaluate_nodes(
-            arena, decoder, samples.position_above[mixed], samples.slot_above[mixed], ones, basis[ray[mixed]],
-            encode_into,
-        )  # fmt: skip
-        blend = samples.blend[mixed]
-        sigma[mixed] += (1.0 - blend) * sigma_above
-        colour[mixed] = blend[:, None] * colour[mixed] + (1.0 - blend[:, None]) * colour_above
+    part = torch.nonzero(samples.blend < 1.0).squeeze(1)
+    if part.numel():
+        above = samples.slot_above[part]
+        mixed = torch.nonzero(above >= 0).squeeze(1)
+        sigma_above, colour_above = torch.zeros_like(sigma[part]), torch.zeros_like(colour[part])
+        if mixed.numel():
+            there = part[mixed]
+            sigma_above[mixed], colour_above[mixed] = evaluate_nodes(
+                arena, decoder, samples.position_above[there], above[mixed], torch.ones_like(samples.blend[there]),
+                basis[ray[there]], encode_into,
+            )  # fmt: skip
+        sigma[part], share = hand_over(sigma[part], sigma_above, samples.blend[part], samples.dt[part])
+        share = share[:, None]
+        colour[part] = torch.where(
+            above[:, None] >= 0, share * colour[part] + (1.0 - share) * colour_above, colour[part]
+        )
     return sigma, colour

@@ -126,7 +126,7 @@ class Samples:
     """float32 [M, 3]: in the cube of the node's treelet root, [0, 1). Inside the node `slot` even after rounding, since
     `encode` takes the place within a node from the position alone."""
     blend: Tensor
-    """float32 [M]: weight of this treelet's density, and of its colour where `slot_above` adds the rest."""
+    """float32 [M]: weight of this treelet's opacity; the one above has the rest (`hand_over`)."""
     slot_above: Tensor
     """int32 [M]: node of the treelet above that draws the rest, or -1 where blend is 1 or that one is empty there."""
     position_above: Tensor
@@ -233,11 +233,6 @@ def adam_scalars(step: int, rate: float, *, beta1: float = 0.9, beta2: float = 0
     """(rate, bias correction of the first moment, of the second) of the step-th update, counted from 1: what `adam`
     takes as one device tensor."""
     return rate, 1.0 - beta1**step, 1.0 - beta2**step
-
-
-def colour_share(blend: Tensor, slot_above: Tensor) -> Tensor:
-    """float32 [M]: what a sample's own node counts in its colour; all of it where the treelet above adds nothing."""
-    return torch.where(slot_above >= 0, blend, 1.0)
 
 
 def dense_grid_rows(cells: int) -> int:

@@ -15,7 +15,8 @@ from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.decoder_batch import decode_samples
 from infnerf_tiles.kernels import for_device
-from infnerf_tiles.kernels.arena import PackedSamples, adam_scalars, colour_share
+from infnerf_tiles.kernels.arena import PackedSamples, adam_scalars
+from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.training.depth import mass_loss, near_points
 from infnerf_tiles.training.device_batch import GROUP, ROWS, DeviceBatch, DeviceSource
 from infnerf_tiles.training.device_status import (
@@ -319,13 +320,12 @@ class DeviceStep:
             # rows that are not in use go to a place behind the last sample
             used = torch.arange(num, device=self.device) < packed.above_count
             place = torch.where(used, packed.above_sample, self.capacity).long()
-            rest = 1.0 - packed.blend
             other_sigma = torch.zeros(self.capacity + 1, device=self.device).index_copy_(0, place, sigma_above)
             other_colour = torch.zeros((self.capacity + 1, 3), device=self.device).index_copy_(0, place, colour_above)
-            other_sigma = other_sigma[:-1] * rest
-            other_colour = other_colour[:-1] * rest[:, None]
-            share = colour_share(packed.blend, packed.slot_above)
-        return sigma * packed.blend + other_sigma, colour * share[:, None] + other_colour
+        sigma, share = hand_over(sigma, other_sigma[:-1], packed.blend, packed.dt)
+        # where the treelet above has nothing, all of the colour is the own one
+        share = torch.where(packed.slot_above >= 0, share, 1.0)[:, None]
+        return sigma, share * colour + (1.0 - share) * other_colour[:-1]
 
     def _transparency(self) -> Tensor:
         """Transparency loss at random points of random own nodes, with the node's GSD as path length."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from infnerf_tiles.arrays import AnyArray, Float64, Int32
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.kernels import for_device
-from infnerf_tiles.kernels.arena import Rays, Samples, colour_share
+from infnerf_tiles.kernels.arena import Rays, Samples
+from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.training.depth import RAY_SHARE, DepthBatch, point_loss
 from infnerf_tiles.training.objective import REACHED_SHIFT, SHARED_RATE, STOP, TRANSPARENCY_POINTS, objective
 from infnerf_tiles.training.pixels import PixelBatch
@@ -144,29 +146,25 @@ class HostStep:
         if not len(self.state.keys) > capacity:
             features, sigma = self._density(samples.position, samples.slot, samples.beta)
             kept, index = keep_reached(samples, sigma, STOP)
-            return kept, _Known(features=features[index], own=None, sigma=None, colour=None)
+            return kept, _Known(features=features[index], own=None, frozen=None, above=None)
         own = torch.nonzero(samples.slot < capacity).squeeze(1)
         others = torch.nonzero(samples.slot >= capacity).squeeze(1)
         above = torch.nonzero(samples.slot_above >= 0).squeeze(1)
-        place = torch.cat([others, above])
-        sigma_frozen, colour_frozen = self._frozen(
+        found_sigma, found_colour = self._frozen(
             torch.cat([samples.position[others], samples.position_above[above]]),
             torch.cat([samples.slot[others], samples.slot_above[above]]),
             torch.cat([samples.beta[others], torch.ones(above.shape[0])]),
-            basis[samples.ray.long()[place]],
+            basis[samples.ray.long()[torch.cat([others, above])]],
         )
-        rest = 1.0 - samples.blend[above]
-        share = torch.cat([samples.blend[others], rest])
-        frozen_sigma = torch.zeros(samples.count).index_add(0, place, sigma_frozen * share)
-        share = torch.cat([colour_share(samples.blend, samples.slot_above)[others], rest])
-        frozen_colour = torch.zeros((samples.count, 3)).index_add(0, place, colour_frozen * share[:, None])
+        frozen = _Shaded.zeros(samples.count).put(others, found_sigma[: len(others)], found_colour[: len(others)])
+        second = _Shaded.zeros(samples.count).put(above, found_sigma[len(others) :], found_colour[len(others) :])
         features, own_sigma = self._density(samples.position[own], samples.slot[own], samples.beta[own])
         all_features = torch.zeros((samples.count, features.shape[1])).index_copy(0, own, features)
-        sigma = frozen_sigma.index_add(0, own, own_sigma * samples.blend[own])
+        sigma, _ = hand_over(frozen.sigma.index_copy(0, own, own_sigma), second.sigma, samples.blend, samples.dt)
         kept, index = keep_reached(samples, sigma, STOP)
         mine = torch.nonzero(kept.slot < capacity).squeeze(1)
         return kept, _Known(
-            features=all_features[index[mine]], own=mine, sigma=frozen_sigma[index], colour=frozen_colour[index]
+            features=all_features[index[mine]], own=mine, frozen=frozen.chosen(index), above=second.chosen(index)
         )
 
     def _density(self, position: Tensor, slot: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,14 +193,14 @@ class HostStep:
         )  # fmt: skip
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
             sigma, colour = self.shared.decoder(features, basis[ray[own]])
-        if known.own is None or known.sigma is None or known.colour is None:
+        if known.own is None or known.frozen is None or known.above is None:
             return sigma, colour
-        return (
-            known.sigma.index_add(0, known.own, sigma * samples.blend[known.own]),
-            known.colour.index_add(
-                0, known.own, colour * colour_share(samples.blend, samples.slot_above)[known.own][:, None]
-            ),
-        )
+        sigma = known.frozen.sigma.index_copy(0, known.own, sigma)
+        colour = known.frozen.colour.index_copy(0, known.own, colour)
+        sigma, share = hand_over(sigma, known.above.sigma, samples.blend, samples.dt)
+        # where the treelet above has nothing, all of the colour is the own one
+        share = torch.where(samples.slot_above >= 0, share, 1.0)[:, None]
+        return sigma, share * colour + (1.0 - share) * known.above.colour
 
     def _loss(
         self,
@@ -266,6 +264,25 @@ class HostStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Shaded:
+    """Density float32 [M] and colour float32 [M, 3] of samples, without gradient."""
+
+    sigma: Tensor
+    colour: Tensor
+
+    @classmethod
+    def zeros(cls, num: int) -> Self:
+        return cls(sigma=torch.zeros(num), colour=torch.zeros((num, 3)))
+
+    def put(self, index: Tensor, sigma: Tensor, colour: Tensor) -> Self:
+        self.sigma[index], self.colour[index] = sigma.float(), colour.float()
+        return self
+
+    def chosen(self, index: Tensor) -> Self:
+        return replace(self, sigma=self.sigma[index], colour=self.colour[index])
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Known:
     """What the pass over densities already computed for the samples that it kept."""
 
@@ -273,9 +290,10 @@ class _Known:
     """float32 [own, F]."""
     own: Tensor | None
     """int64 [own], numbers of the samples in own nodes; None where all are."""
-    sigma: Tensor | None
-    """float32 [M], density that frozen nodes add, already weighted."""
-    colour: Tensor | None
+    frozen: _Shaded | None
+    """What frozen nodes of this treelet or its neighbours draw; zero in own nodes."""
+    above: _Shaded | None
+    """What the treelets above draw; zero where they have no share."""
 
 
 def has_bf16(precision: str) -> bool:

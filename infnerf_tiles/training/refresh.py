@@ -161,8 +161,9 @@ def refresh_on_device(work: Workload, key: int, enabled: Tensor, reached: Tensor
     state.refresh_any_occupied()
 
 
-_PROBES = np.stack(np.meshgrid(*[np.array([0.25, 0.75], np.float32)] * 3), axis=-1).reshape(8, 3)
-"""Where a cell is probed, in cell edges: two points along each axis, so that a sheet one voxel thick is met."""
+_PROBES = np.stack(np.meshgrid(*[np.array([0.002, 0.5, 0.998], np.float32)] * 3), axis=-1).reshape(27, 3)
+"""Where a cell is probed, in cell edges: about where the level above has its vertices, since density between them is
+largest at one; just inside, so that the cell's own node answers."""
 
 
 def settle_levels(state: TrainingState, decoder: Decoder, frame: Frame, cells: Bool, threshold: float) -> Bool:
@@ -170,8 +171,8 @@ def settle_levels(state: TrainingState, decoder: Decoder, frame: Frame, cells: B
 
     A picture is continuous in the wanted level only if what a node draws at weight 0 is what its parent draws. Cells
     were found by random points and by rays that passed there, level by level, so each misses what the other has. A
-    parent therefore takes every cell that a child has, and a child every cell of its parent in which the parent's
-    density makes a step of the parent more than `threshold` deep.
+    parent therefore takes every cell that a child has, and a child every cell of its parent which the parent's density
+    makes more than `threshold` deep to cross, on the average of its probes.
     """
     cells = cells.copy()
     n, o = state.num_own, state.shape.occupancy_cells
@@ -198,14 +199,14 @@ def settle_levels(state: TrainingState, decoder: Decoder, frame: Frame, cells: B
         for first in range(0, len(ask), _BLOCK // len(_PROBES)):
             part = slice(first, first + _BLOCK // len(_PROBES))
             sigma = _density_above(state, decoder, slots[row[part]].astype(np.int32), rest[part], above)
-            step = frame.march.step * frame.march.gsd_root / 2.0 ** max(0, lev - 1)
-            found[part] = (sigma * step > threshold).any(axis=1)
+            crossing = frame.march.gsd_root / 2.0**lev * state.shape.cells / o
+            found[part] = sigma.mean(axis=1) * crossing > threshold
         cells[slots[row[found]], rest[found] // (o * o), rest[found] // o % o, rest[found] % o] = True
     return cells
 
 
 def _density_above(state: TrainingState, decoder: Decoder, slot: Int32, cell: Int64, above: int) -> Float32:
-    """Density float32 [n, 8] at the probes of cells of own nodes, as the level above draws it."""
+    """Density float32 [n, 27] at the probes of cells of own nodes, as the level above draws it."""
     o = state.shape.occupancy_cells
     corner = np.stack([cell % o, cell // o % o, cell // (o * o)], axis=1).astype(np.float32)
     local = ((corner[:, None] + _PROBES) / np.float32(o)).reshape(-1, 3)

@@ -77,15 +77,16 @@ def test_hand_over_blends_the_outputs(rng: np.random.Generator, arena: Arena, de
         torch.ones(int(mixed.sum())),
         per_sample[mixed],
     )
+    sigma_above = torch.zeros_like(own[0]).masked_scatter(mixed, above[0])
+    dt = samples.dt
     for blend in (samples.blend, torch.where(mixed, 0.0, 1.0), torch.ones_like(samples.blend)):
         sigma, colour = shade(arena, decoder, replace(samples, blend=blend), basis)
-        assert torch.equal(sigma[~mixed], (own[0] * blend)[~mixed])
+        assert torch.equal(sigma[blend == 1], own[0][blend == 1])
         assert torch.equal(colour[~mixed], own[1][~mixed])
-        share = blend[mixed]
-        torch.testing.assert_close(sigma[mixed], share * own[0][mixed] + (1 - share) * above[0], rtol=1e-6, atol=0.0)
-        torch.testing.assert_close(
-            colour[mixed], share[:, None] * own[1][mixed] + (1 - share[:, None]) * above[1], rtol=1e-5, atol=0.0
-        )
+        alpha, alpha_above = -blend * torch.expm1(-own[0] * dt), -(1 - blend) * torch.expm1(-sigma_above * dt)
+        torch.testing.assert_close(-torch.expm1(-sigma * dt), alpha + alpha_above, rtol=1e-5, atol=1e-6)
+        light = (alpha[:, None] * own[1])[mixed] + alpha_above[mixed, None] * above[1]
+        torch.testing.assert_close(colour[mixed] * (alpha + alpha_above)[mixed, None], light, rtol=1e-5, atol=1e-6)
 
 
 def test_a_shaded_sample_does_not_depend_on_the_other_rays(

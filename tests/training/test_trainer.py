@@ -185,9 +185,12 @@ def test_the_hand_over_mixes_the_parents_output_and_the_own(rng: np.random.Gener
         t.state.arena, t.shared.decoder, kept.position_above[at], kept.slot_above[at], torch.ones(len(at)), direction
     )
     mine = evaluate_nodes(t.state.arena, t.shared.decoder, kept.position[at], kept.slot[at], kept.beta[at], direction)
-    share = kept.blend[at]
-    assert torch.allclose(sigma[at], (1 - share) * parent[0] + share * mine[0], rtol=1e-4, atol=1e-6)
-    assert torch.allclose(colour[at], (1 - share[:, None]) * parent[1] + share[:, None] * mine[1], atol=1e-5)
+    share, dt = kept.blend[at], kept.dt[at]
+    alpha, alpha_above = -share * torch.expm1(-mine[0] * dt), -(1 - share) * torch.expm1(-parent[0] * dt)
+    both = alpha + alpha_above
+    assert torch.allclose(-torch.expm1(-sigma[at] * dt), both, rtol=1e-4, atol=1e-6)
+    light = alpha[:, None] * mine[1] + alpha_above[:, None] * parent[1]
+    assert torch.allclose(both[:, None] * colour[at], light, atol=1e-5)
 
 
 def test_gradients_reach_own_nodes_alone(rng: np.random.Generator) -> None:
@@ -196,8 +199,10 @@ def test_gradients_reach_own_nodes_alone(rng: np.random.Generator) -> None:
     rays, basis = host(t).make_rays(batch, np.full(300, 0.5))
     samples = for_device(t.state.arena.device).march(rays, t.state.arena, t.frame.march, keep=64, adapt=True)
     samples, frozen = host(t)._visible(samples, basis)
-    assert frozen.sigma is not None
-    assert not frozen.sigma.requires_grad
+    assert frozen.frozen is not None
+    assert frozen.above is not None
+    assert not frozen.frozen.sigma.requires_grad
+    assert not frozen.above.sigma.requires_grad
     loss, _, _ = host(t)._loss(batch, None, rays, samples, frozen, basis, torch.Generator().manual_seed(0))
     loss.backward()  # type: ignore[no-untyped-call]
     g = t.moments.gradients

@@ -88,42 +88,57 @@ def refill(table: RayTable, rows: Tensor, lanes: Lanes, *, stop: float, end: int
     )  # fmt: skip
 
 
+@triton.jit
+def _handed_over(x, x_above, blend):
+    """Optical depth that gives blend * opacity(x) + (1 - blend) * opacity(x_above), and the share of the first."""
+    x, x_above = tl.minimum(x, 60.0), tl.minimum(x_above, 60.0)
+    least = tl.minimum(x, x_above)
+    through = blend * tl.exp(least - x) + (1.0 - blend) * tl.exp(least - x_above)
+    alpha, alpha_above = blend * opacity(x), (1.0 - blend) * opacity(x_above)
+    both = alpha + alpha_above
+    share = tl.where(both > 0, alpha / tl.maximum(both, 1e-38), blend)
+    return least - tl.log(through), share
+
+
 @triton.jit(do_not_specialize=["capacity"])
-def _weigh_kernel(sigma, colour, blend, slot_above, count, capacity, BLOCK: tl.constexpr):
+def _fade_kernel(sigma, blend, dt, slot_above, count, capacity, BLOCK: tl.constexpr):
+    """Samples for which the treelet above has nothing."""
     m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = (m < capacity) & (m < tl.load(count))
     share = tl.load(blend + m, mask=live, other=1.0)
-    part = live & (share < 1.0)
-    tl.store(sigma + m, tl.load(sigma + m, mask=part, other=0.0) * share, mask=part)
-    both = part & (tl.load(slot_above + m, mask=part, other=-1) >= 0)
-    for k in tl.static_range(3):
-        tl.store(colour + m * 3 + k, tl.load(colour + m * 3 + k, mask=both, other=0.0) * share, mask=both)
+    part = live & (share < 1.0) & (tl.load(slot_above + m, mask=live, other=0) < 0)
+    length = tl.load(dt + m, mask=part, other=1.0)
+    x, _ = _handed_over(tl.load(sigma + m, mask=part, other=0.0) * length, 0.0, share)
+    tl.store(sigma + m, x / tl.maximum(length, 1e-38), mask=part)
 
 
 @triton.jit(do_not_specialize=["capacity"])
-def _add_kernel(
-    sigma, colour, blend, above_sample, count, sigma_above, colour_above, capacity, BLOCK: tl.constexpr
+def _mix_kernel(
+    sigma, colour, blend, dt, above_sample, count, sigma_above, colour_above, capacity, BLOCK: tl.constexpr
 ):  # fmt: skip
     a = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = (a < capacity) & (a < tl.load(count))
     m = tl.load(above_sample + a, mask=live, other=0)
-    rest = 1.0 - tl.load(blend + m, mask=live, other=1.0)
-    own = tl.load(sigma + m, mask=live, other=0.0)
-    tl.store(sigma + m, own + rest * tl.load(sigma_above + a, mask=live, other=0.0), mask=live)
+    weight = tl.load(blend + m, mask=live, other=1.0)
+    length = tl.load(dt + m, mask=live, other=1.0)
+    own = tl.load(sigma + m, mask=live, other=0.0) * length
+    x, share = _handed_over(own, tl.load(sigma_above + a, mask=live, other=0.0) * length, weight)
+    tl.store(sigma + m, x / tl.maximum(length, 1e-38), mask=live)
     for k in tl.static_range(3):
         own = tl.load(colour + m * 3 + k, mask=live, other=0.0)
-        tl.store(colour + m * 3 + k, own + rest * tl.load(colour_above + a * 3 + k, mask=live, other=0.0), mask=live)
+        other = tl.load(colour_above + a * 3 + k, mask=live, other=0.0)
+        tl.store(colour + m * 3 + k, share * own + (1.0 - share) * other, mask=live)
 
 
 def mix_above(packed: PackedSamples, sigma: Tensor, colour: Tensor, sigma_above: Tensor, colour_above: Tensor) -> None:
-    """Blend the second evaluations into density and colour, in place; arguments as in the reference twin."""
+    """Hand density and colour over to the second evaluations, in place; arguments as in the reference twin."""
     launch(
-        _weigh_kernel, programs_for(packed.capacity, _MIX), sigma, colour, packed.blend, packed.slot_above,
+        _fade_kernel, programs_for(packed.capacity, _MIX), sigma, packed.blend, packed.dt, packed.slot_above,
         packed.count, packed.capacity, BLOCK=_MIX,
     )  # fmt: skip
     launch(
-        _add_kernel, programs_for(packed.capacity_above, _MIX), sigma, colour, packed.blend, packed.above_sample,
-        packed.above_count, sigma_above, colour_above, packed.capacity_above, BLOCK=_MIX,
+        _mix_kernel, programs_for(packed.capacity_above, _MIX), sigma, colour, packed.blend, packed.dt,
+        packed.above_sample, packed.above_count, sigma_above, colour_above, packed.capacity_above, BLOCK=_MIX,
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples, colour_share
+from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples
+from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.kernels.lanes import GIVEN, LEFT, SAMPLES, Lanes, RayTable
 from infnerf_tiles.kernels.reference.composite import composite_into
 
@@ -44,16 +45,18 @@ def refill(table: RayTable, rows: Tensor, lanes: Lanes, *, stop: float, end: int
 
 
 def mix_above(packed: PackedSamples, sigma: Tensor, colour: Tensor, sigma_above: Tensor, colour_above: Tensor) -> None:
-    """Blend the second evaluations [A] into density [C] and colour [C, 3], in place; other samples' density is weighted
-    only, since the treelet above is empty there."""
+    """Hand density [C] and colour [C, 3] over to the second evaluations [A], in place (`hand_over`).
+
+    Where there is none the treelet above is empty: blend weighs the opacity alone.
+    """
     num, m = int(packed.above_count), int(packed.count)
-    blend = packed.blend[:m]
-    sigma[:m] *= blend
-    colour[:m] *= colour_share(blend, packed.slot_above[:m])[:, None]
     sample = packed.above_sample[:num].long()
-    rest = 1.0 - packed.blend[sample]
-    sigma[sample] += rest * sigma_above[:num]
-    colour[sample] += rest[:, None] * colour_above[:num]
+    other = torch.zeros_like(sigma[:m])
+    other[sample] = sigma_above[:num]
+    density, share = hand_over(sigma[:m], other, packed.blend[:m], packed.dt[:m])
+    sigma[:m] = density
+    own = share[sample, None]
+    colour[sample] = own * colour[sample] + (1.0 - own) * colour_above[:num]
 
 
 def accumulate(
