@@ -156,34 +156,58 @@ def _march_kernel(
         tl.store(ends + q, tl.where(live & (n == goal), i, -1).to(tl.int64), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num", "keep", "capacity"])
+@triton.jit
+def _kept_samples(total, q, num, used, keep):
+    """Samples of rays q that count: at most `keep`, and none of rays that are not in use."""
+    return tl.minimum(tl.load(total + q, mask=(q < num) & (q < used), other=0), keep).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["num", "keep"])
+def _sums_kernel(total, num_rays, sums, num, keep, BLOCK: tl.constexpr):
+    q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(sums + tl.program_id(0), tl.sum(_kept_samples(total, q, num, tl.load(num_rays), keep), 0))
+
+
+@triton.jit(do_not_specialize=["num", "blocks", "keep", "capacity"])
 def _offsets_kernel(
-    total, start, num_rays, ray_start, ray_count, ray_kept, next_step, count, demand, above_count, num, keep, capacity,
-    STARTED: tl.constexpr, BLOCK: tl.constexpr,
+    total, sums, start, num_rays, ray_start, ray_count, ray_kept, next_step, count, demand, above_count, num, blocks,
+    keep, capacity, STARTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: running sums of the rays' samples, until the first ray that does not fit."""
+    """Running sums of the rays' samples, until the first ray that does not fit; `sums` has those of whole blocks."""
+    block = tl.program_id(0)
     used = tl.load(num_rays)
-    before = tl.load(num_rays).to(tl.int64) * 0
-    fits = before
-    for first in range(0, num, BLOCK):
-        q = first + tl.arange(0, BLOCK)
-        inside = q < num
-        own = tl.minimum(tl.load(total + q, mask=inside & (q < used), other=0), keep)
-        last = tl.cumsum(own.to(tl.int64), 0) + before
-        kept = (last <= capacity) & (q < used)
-        fits = tl.maximum(fits, tl.max(tl.where(kept, last, 0), 0))
-        tl.store(ray_start + q, tl.minimum(last - own, fits), mask=inside)
-        tl.store(ray_count + q, tl.where(kept, own, 0), mask=inside)
-        tl.store(ray_kept + q, kept.to(tl.uint8), mask=inside)
-        again = tl.zeros([BLOCK], dtype=tl.int64)
-        if STARTED:
-            again = tl.load(start + q, mask=inside, other=-1)
-        again = tl.where(q < used, again, -1)
-        tl.store(next_step + q, tl.where(kept, tl.load(next_step + q, mask=inside, other=-1), again), mask=inside)
-        before += tl.sum(own.to(tl.int64), 0)
-    tl.store(count, fits.to(tl.int32))
-    tl.store(demand, before.to(tl.int32))
-    tl.store(above_count, fits.to(tl.int32) * 0)
+    before = used.to(tl.int64) * 0
+    whole, full, fits = before, before, before
+    for first in range(0, blocks, BLOCK):
+        b = first + tl.arange(0, BLOCK)
+        each = tl.load(sums + b, mask=b < blocks, other=0)
+        before += tl.sum(tl.where(b < block, each, 0), 0)
+        after = tl.cumsum(each, 0) + whole
+        whole += tl.sum(each, 0)
+        # blocks that fit as a whole come first
+        full += tl.sum(((after <= capacity) & (b < blocks)).to(tl.int64), 0)
+        fits = tl.maximum(fits, tl.max(tl.where(after <= capacity, after, 0), 0))
+    if full < blocks:
+        # the rays of the block that does not
+        last = tl.cumsum(_kept_samples(total, full * BLOCK + tl.arange(0, BLOCK), num, used, keep), 0) + fits
+        fits = tl.maximum(fits, tl.max(tl.where(last <= capacity, last, 0), 0))
+    q = block * BLOCK + tl.arange(0, BLOCK)
+    inside = q < num
+    own = _kept_samples(total, q, num, used, keep)
+    last = tl.cumsum(own, 0) + before
+    kept = (last <= capacity) & (q < used)
+    tl.store(ray_start + q, tl.minimum(last - own, fits), mask=inside)
+    tl.store(ray_count + q, tl.where(kept, own, 0).to(tl.int32), mask=inside)
+    tl.store(ray_kept + q, kept.to(tl.uint8), mask=inside)
+    again = tl.zeros([BLOCK], dtype=tl.int64)
+    if STARTED:
+        again = tl.load(start + q, mask=inside, other=-1)
+    again = tl.where(q < used, again, -1)
+    tl.store(next_step + q, tl.where(kept, tl.load(next_step + q, mask=inside, other=-1), again), mask=inside)
+    if block == 0:
+        tl.store(count, fits.to(tl.int32))
+        tl.store(demand, whole.to(tl.int32))
+        tl.store(above_count, fits.to(tl.int32) * 0)
 
 
 @triton.jit(do_not_specialize=["capacity", "capacity_above"])
@@ -327,10 +351,13 @@ def march_packed(
         "ray_start": out.ray_start, "ray_count": out.ray_count,
     }  # fmt: skip
     _pass(rays, arena, settings, out, emit=False, **options)  # type: ignore[arg-type]
+    most, blocks = _UNLIMITED if keep is None else keep, max(1, programs_for(num, _SCAN))
+    sums = torch.empty(blocks, dtype=torch.int64, device=device)
+    launch(_sums_kernel, blocks, total, num_rays, sums, num, most, BLOCK=_SCAN)
     launch(
-        _offsets_kernel, 1, total, total if start is None else start.contiguous(), num_rays,
+        _offsets_kernel, blocks, total, sums, total if start is None else start.contiguous(), num_rays,
         out.ray_start, out.ray_count, out.ray_kept, out.next_step, out.count, out.demand, out.above_count,
-        num, _UNLIMITED if keep is None else keep, out.capacity, STARTED=start is not None, BLOCK=_SCAN, num_warps=8,
+        num, blocks, most, out.capacity, STARTED=start is not None, BLOCK=_SCAN,
     )  # fmt: skip
     _pass(rays, arena, settings, out, emit=True, **options)  # type: ignore[arg-type]
     launch(
