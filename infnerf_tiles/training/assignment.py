@@ -10,12 +10,12 @@ from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, Int64
 from infnerf_tiles.data.photos import num_pyramid_levels
 from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.field.shading import shade
-from infnerf_tiles.geometry.node_id import encode_keys
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels import for_device
-from infnerf_tiles.kernels.arena import Arena, Rays, Samples
+from infnerf_tiles.kernels.arena import Arena, Rays
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.pixels import Patches, patch_points
+from infnerf_tiles.training.ray_treelets import RayTreelets, ray_treelets
 from infnerf_tiles.training.shared import Shared
 
 RAYS_PER_EDGE = 2
@@ -44,27 +44,12 @@ class BandCut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pairs:
-    """(ray, treelet) pairs: a ray has samples in the treelet's cube or within its margin.
-
-    weight: of the ray's samples there, margin included. own: of those inside the cube alone.
-    """
-
-    ray: Int64
-    treelet: Int64
-    weight: Float32
-    own: Float32
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Ends:
-    """Per ray: whether its pixel wants this band where it ends (`fits`, with a margin; `wants`, without), how opaque it
-    is, and how many cubes of the band's top level it crosses (at least 1)."""
+    """Per ray: whether its pixel wants this band where it ends (`fits`, with a margin; `wants`, without); opacity."""
 
     fits: Bool
     wants: Bool
     opacity: Float32
-    crossed: Int64
 
 
 def assign_patches(
@@ -95,7 +80,7 @@ def assign_patches(
         strong = fits & ((pairs.weight > MIN_SHARE) | (opacity <= 0.5))
         code = pairs.treelet * num + pairs.ray // per_patch + first
         # a ray that ends nowhere belongs to all that it crosses in equal parts
-        share = np.where(opacity > 0.5, pairs.own / np.maximum(opacity, 1e-6), 1.0 / ends.crossed[pairs.ray])
+        share = np.where(opacity > 0.5, pairs.own / np.maximum(opacity, 1e-6), 1.0 / pairs.crossed[pairs.ray])
         share = np.where(ends.wants[pairs.ray], share, 0.0) / per_patch
         unique, inverse = np.unique(code, return_inverse=True)
         sums: Float64 = np.bincount(inverse, share, len(unique)).astype(np.float64)
@@ -152,7 +137,7 @@ def _luck(keys: Int64, patches: Patches, codes: Int64, salt: int) -> Float64:
 
 def _cast(
     context: Context, arena: Arena, shared: Shared, patches: Patches, band: BandCut, octree: Octree
-) -> tuple[_Pairs, _Ends]:
+) -> tuple[RayTreelets, _Ends]:
     """Cast the patches' rays: pairs with treelets, and where each ray ends."""
     cameras, root = context.photos.cameras, context.store.header.root
     xy = patch_points(patches, RAYS_PER_EDGE)
@@ -181,57 +166,17 @@ def _cast(
     )
     opacity = 1.0 - transmittance.cpu().numpy()
     distance = depth.cpu().numpy() / np.maximum(opacity, 1e-6)
-    pairs = _pairs(samples, weights.cpu().numpy(), unit, towards, band, context.shape.cells)
+    pairs = ray_treelets(
+        samples, weights.cpu().numpy(), unit, towards, top=band.top, root_keys=band.root_keys,
+        # a voxel of the level above is two cells of the band's root nodes
+        margin=_MARGIN_VOXELS * 2.0 / context.shape.cells,
+    )  # fmt: skip
     width = np.maximum(distance, 1e-9) * footprint
     fits, wants = (
         _level_fits(context, unit + distance[:, None] * towards, width, pyramid, photo, band, octree, margin)
         for margin in (_LEVEL_MARGIN, 0.0)
     )
-    return pairs, _Ends(fits=fits, wants=wants, opacity=opacity, crossed=_crossed(samples, unit, towards, band))
-
-
-def _crossed(samples: Samples, origins: Float64, directions: Float64, band: BandCut) -> Int64:
-    """int64 [Q]: cubes of the band's top level in which a ray has samples, at least 1."""
-    ray = samples.ray.cpu().numpy().astype(np.int64)
-    distance = samples.t.cpu().numpy()[:, None].astype(np.float64)
-    unit: Float64 = origins[ray] + distance * directions[ray]
-    cells = 1 << band.top
-    at = np.clip(np.floor(unit * cells), 0, cells - 1).astype(np.int64)
-    # samples of a ray are in order, so that a cube is one run of them
-    new = (np.diff(at, axis=0, prepend=-1) != 0).any(axis=1) | (np.diff(ray, prepend=-1) != 0)
-    return np.maximum(np.bincount(ray[new], minlength=len(origins)), 1)
-
-
-def _pairs(
-    samples: Samples, weights: Float32, origins: Float64, directions: Float64, band: BandCut, node_cells: int
-) -> _Pairs:
-    """Sum each ray's weights by treelet; a sample within two voxels above of a face counts on both sides of it."""
-    ray = samples.ray.cpu().numpy().astype(np.int64)
-    distance = samples.t.cpu().numpy()[:, None].astype(np.float64)
-    unit: Float64 = origins[ray] + distance * directions[ray]
-    cells, count = 1 << band.top, len(band.root_keys)
-    # a voxel of the level above is two cells of the band's root nodes
-    margin = _MARGIN_VOXELS * 2.0 / node_cells
-    pair: list[Int64] = []
-    weight: list[Float32] = []
-    shifts = [np.zeros(3)]
-    if band.top:
-        shifts += [np.array([2 * (c & 1) - 1, (c & 2) - 1, (c >> 1 & 2) - 1]) * margin for c in range(8)]
-    for shift in shifts:
-        at = np.floor(unit * cells + shift).astype(np.int64)
-        inside = np.flatnonzero(((at >= 0) & (at < cells)).all(axis=1))
-        keys = encode_keys(np.full(len(inside), band.top), at[inside])
-        row = np.minimum(np.searchsorted(band.root_keys, keys), count - 1)
-        found = band.root_keys[row] == keys
-        pair.append(np.unique(ray[inside][found] * count + row[found], return_index=True)[0])
-        total = np.bincount(ray[inside][found] * count + row[found], weights[inside][found]) if found.any() else None
-        weight.append(np.empty(0, np.float32) if total is None else total[pair[-1]].astype(np.float32))
-    unique, inverse = np.unique(np.concatenate(pair), return_inverse=True)
-    largest = np.zeros(len(unique), np.float32)
-    np.maximum.at(largest, inverse, np.concatenate(weight))
-    own = np.zeros(len(unique), np.float32)
-    own[inverse[: len(pair[0])]] = weight[0]
-    return _Pairs(ray=unique // count, treelet=unique % count, weight=largest, own=own)
+    return pairs, _Ends(fits=fits, wants=wants, opacity=opacity)
 
 
 def _level_fits(
