@@ -83,10 +83,16 @@ def cell_optical_depth(
         float32 [n].
     """
     out = np.empty(len(cells), np.float32)
-    block = _BLOCK if state.device.type == "cpu" else _GPU_BLOCK
+    on_cpu = state.device.type == "cpu"
+    block = _BLOCK if on_cpu else _GPU_BLOCK
+    generator = torch.Generator(state.device)
     for first in range(0, len(cells), block):
         part = cells[first : first + block]
-        inside = torch.from_numpy(rng.random((len(part), 3), dtype=np.float32)).to(state.device)
+        if on_cpu:
+            inside = torch.from_numpy(rng.random((len(part), 3), dtype=np.float32))
+        else:
+            generator.manual_seed(int(rng.integers(1 << 62)))
+            inside = torch.rand((len(part), 3), generator=generator, device=state.device)
         depth = optical_depth(state, decoder, frame, torch.from_numpy(part).to(state.device), inside, density)
         out[first : first + block] = depth.cpu().numpy()
     return out
@@ -196,8 +202,9 @@ def settle_levels(state: TrainingState, decoder: Decoder, frame: Frame, cells: B
         ask: Int64 = np.flatnonzero(coarser & ~cells[slots])
         row, rest = np.divmod(ask, o**3)
         found = np.zeros(len(ask), np.bool_)
-        for first in range(0, len(ask), _BLOCK // len(_PROBES)):
-            part = slice(first, first + _BLOCK // len(_PROBES))
+        block = (_BLOCK if state.device.type == "cpu" else 4 * _GPU_BLOCK) // len(_PROBES)
+        for first in range(0, len(ask), block):
+            part = slice(first, first + block)
             sigma = _density_above(state, decoder, slots[row[part]].astype(np.int32), rest[part], above)
             crossing = frame.march.gsd_root / 2.0**lev * state.shape.cells / o
             found[part] = sigma.mean(axis=1) * crossing > threshold
@@ -208,11 +215,12 @@ def settle_levels(state: TrainingState, decoder: Decoder, frame: Frame, cells: B
 def _density_above(state: TrainingState, decoder: Decoder, slot: Int32, cell: Int64, above: int) -> Float32:
     """Density float32 [n, 27] at the probes of cells of own nodes, as the level above draws it."""
     o = state.shape.occupancy_cells
-    corner = np.stack([cell % o, cell // o % o, cell // (o * o)], axis=1).astype(np.float32)
-    local = ((corner[:, None] + _PROBES) / np.float32(o)).reshape(-1, 3)
     device = state.arena.device
-    slots = torch.from_numpy(slot.repeat(len(_PROBES))).to(device)
-    position = state.local_position(slots, torch.from_numpy(local).to(device))
+    at = torch.from_numpy(cell).to(device)
+    corner = torch.stack([at % o, at // o % o, at // (o * o)], dim=1).float()
+    local = ((corner[:, None] + torch.from_numpy(_PROBES).to(device)) / float(o)).reshape(-1, 3)
+    slots = torch.from_numpy(slot).to(device).repeat_interleave(len(_PROBES))
+    position = state.local_position(slots, local)
     beta = torch.zeros(len(slots), device=device)
     if above >= 0 and len(slot) and state.level[slot[0]] == state.top.level:
         # the treelet above answers, in the coordinates of its own root cube
