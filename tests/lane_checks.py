@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from arenas import full_octree, random_arena, random_rays
-from cuda_checks import EDGE, MARCHED, SETTINGS, moved
+from cuda_checks import MARCHED, moved
+from march_checks import EDGE, SETTINGS
 from torch import Tensor
 
 from infnerf_tiles.field.decoder import direction_basis

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("cuda_checks", "decode_checks", "lane_checks")
+pytest.register_assert_rewrite("cuda_checks", "decode_checks", "lane_checks", "march_checks", "update_checks")

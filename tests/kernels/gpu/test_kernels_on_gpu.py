@@ -10,17 +10,15 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from cuda_checks import (
-    AdamChecks,
     CompositeChecks,
     DecodeIntoChecks,
     EncodeChecks,
-    MarchChecks,
     NestedChecks,
-    NoteChecks,
-    PackedChecks,
 )
 from decode_checks import DecodeChecks
 from lane_checks import LanesChecks
+from march_checks import MarchChecks, PackedChecks
+from update_checks import AdamChecks, NoteChecks
 
 pytestmark = pytest.mark.gpu
 _GPU = torch.device("cuda")

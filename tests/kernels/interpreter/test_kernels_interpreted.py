@@ -4,17 +4,15 @@ from typing import ClassVar
 
 import torch
 from cuda_checks import (
-    AdamChecks,
     CompositeChecks,
     DecodeIntoChecks,
     EncodeChecks,
-    MarchChecks,
     NestedChecks,
-    NoteChecks,
-    PackedChecks,
 )
 from decode_checks import DecodeChecks
 from lane_checks import LanesChecks
+from march_checks import MarchChecks, PackedChecks
+from update_checks import AdamChecks, NoteChecks
 
 _HERE = torch.device("cpu")
 
