@@ -11,6 +11,7 @@ from infnerf_tiles.pipelines.partition import partition
 from infnerf_tiles.pipelines.plan import Budgets, fit
 
 from infnerf_tiles.data.dataset import read_dataset
+from infnerf_tiles.data.marks import read_marks
 from infnerf_tiles.errors import StoreError
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
@@ -19,6 +20,7 @@ from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.root import KNOWN_NAMES
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.schema import SceneHeader
+from infnerf_tiles.store.stored_cameras import StoredFiles
 from infnerf_tiles.training.inputs import Inputs, absolute, stored_settings
 
 
@@ -105,9 +107,11 @@ def build(
         treelet_capacity=max(16, 2 * len(found.treelets)),
         dataset=data.resolve().name,
     )
+    marks = read_marks(photos.paths)
+    files = StoredFiles(marks.num_bytes, marks.mtime_ns, marks.digest)
     _make_room(scene, overwrite)
     with SceneStore.create(scene, header) as store:
-        store.write_cameras(photos.cameras, photos.names, photos.is_test, photos.file_bytes())
+        store.write_cameras(photos.cameras, photos.names, photos.is_test, files)
         store.commit(SceneIndex.planned(found.treelets))
     coverage = cover(found)
     if coverage_map is not None:

@@ -1,54 +1,123 @@
 """What has to hold before a scene is trained on: the same photos, and the same settings as before."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from infnerf_tiles.pipelines.allowance import forget_capacities
 
+from infnerf_tiles.arrays import Int64
+from infnerf_tiles.data.dataset import PosedPhotos
+from infnerf_tiles.data.marks import PhotoMarks, read_marks
 from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.geometry.node_id import NodeId
+from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.bundle import drop_bundle
 from infnerf_tiles.store.index import TreeletState, plan_again
-from infnerf_tiles.store.journal import drop_record, read_record
+from infnerf_tiles.store.journal import drop_record, read_all, read_record
 from infnerf_tiles.store.scene_store import SceneStore
-from infnerf_tiles.training.context import Context
+from infnerf_tiles.store.stored_cameras import StoredCameras, StoredFiles
+from infnerf_tiles.training.context import Context, in_scene_order
 from infnerf_tiles.training.inputs import Inputs, scene_inputs, scene_settings, stored_settings
+from infnerf_tiles.training.renewal import Renewal, renew
+from infnerf_tiles.training.sightings import sighted_treelets
 from infnerf_tiles.training.tasks import inputs_fingerprint, settings_fingerprint
 
+_log = logging.getLogger(__name__)
 
-def check_photos(context: Context, accept_changes: bool) -> None:
-    """DatasetError unless the photos are those that the scene was built with: its cameras are stored photo by photo.
 
-    A photo whose file has another size than then was changed; that alone can be accepted.
+def checked_context(
+    store: SceneStore, photos: PosedPhotos, settings: Settings, accept_changes: bool
+) -> Context:
+    """The scene with its photos, in its order. DatasetError unless `photos` are those that it was built with.
+
+    A photo whose file is not the one of then was changed; that alone can be accepted: the treelets that see it are to
+    be trained again. By default only files with another size or time are read; one that was changed without either is
+    found out when it is decoded. With `accept_changes` all are read.
     """
-    stored, now = context.store.read_cameras(), context.photos.names
-    built = stored.names
-    reasons = {r.name: r.reason for r in context.photos.rejected}
-    if gone := sorted(set(built) - set(now)):
+    stored, now = store.read_cameras(), photos.names
+    reasons = {r.name: r.reason for r in photos.rejected}
+    if gone := sorted(set(stored.names) - set(now)):
         shown = "; ".join(f"{name} ({reasons.get(name, 'it is not listed any more')})" for name in gone[:3])
         raise DatasetError(
-            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, {len(gone)} "
+            f"{photos.root}: expected the {len(stored.names)} photos that the scene was built with, {len(gone)} "
             f"cannot be used: {shown}; put them back, or build again"
         )
-    if new := sorted(set(now) - set(built)):
+    if new := sorted(set(now) - set(stored.names)):
         raise DatasetError(
-            f"{context.photos.root}: expected the {len(built)} photos that the scene was built with, got "
-            f"{len(new)} more: {', '.join(new[:3])}; take them away, or build again"
+            f"{photos.root}: expected the {len(stored.names)} photos that the scene was built with, got "
+            f"{len(new)} more: {', '.join(new[:3])}; add them with 'build --add', or take them away"
         )
-    then, sizes = context.store.read_file_bytes(), context.photos.file_bytes()
-    if then is None or now != built:
-        return
-    if len(changed := np.flatnonzero(then != sizes)):
-        if accept_changes:
-            context.store.write_cameras(stored.cameras, stored.names, stored.is_test, sizes)
-            return
-        shown = "; ".join(
-            f"{now[i]} ({int(then[i]):,} bytes then, {int(sizes[i]):,} now)" for i in changed[:3].tolist()
-        )
+    then = store.read_files()
+    photos = in_scene_order(photos, stored, then)
+    if then is None:
+        return Context(store, photos, settings)
+    files, changed = changed_files(photos.paths, then, thorough=accept_changes)
+    photos = replace(photos, digests=files.digest)
+    context = Context(store, photos, settings)
+    if not len(changed):
+        if not np.array_equal(files.mtime_ns, then.mtime_ns):  # copied since: not to be read again the next time
+            store.write_cameras(stored.cameras, stored.names, stored.is_test, files)
+        return context
+    if not accept_changes:
+        shown = "; ".join(_change(photos.names[i], then, files, i) for i in changed[:3].tolist())
         raise DatasetError(
-            f"{context.photos.root}: expected the photos as they were when the scene was built, {len(changed)} have "
+            f"{photos.root}: expected the photos as they were when the scene was built, {len(changed)} have "
             f"changed: {shown}; put them back, or go on with --accept-changes"
         )
+    _accept_photos(context, stored, files, changed)
+    return context
+
+
+def changed_files(
+    paths: Sequence[Path], then: StoredFiles, *, thorough: bool = False
+) -> tuple[StoredFiles, Int64]:
+    """The files' marks now, and the rows of those with other contents, int64[k].
+
+    thorough: also read files whose size and time are the same.
+    """
+    known = None if thorough else PhotoMarks(num_bytes=then.num_bytes, mtime_ns=then.mtime_ns, digest=then.digest)
+    now = read_marks(paths, known)
+    return StoredFiles(now.num_bytes, now.mtime_ns, now.digest), np.flatnonzero((now.digest != then.digest).any(axis=1))
+
+
+def accepted_anew(store: SceneStore, context: Context, inputs: Inputs, again: Int64) -> tuple[str, ...]:
+    """`Inputs.accepted` with the photos of `context` for all treelets but those to be trained again (root keys)."""
+    now = inputs_fingerprint(context)
+    dropped = {str(NodeId.from_key(int(key))) for key in again.tolist()}
+    kept = (record for record in read_all(store) if record.treelet not in dropped)
+    pairs = {f"{record.inputs_fingerprint}:{now}" for record in kept if record.inputs_fingerprint != now}
+    return tuple(sorted(pairs.union(inputs.accepted)))
+
+
+def _change(name: str, then: StoredFiles, now: StoredFiles, row: int) -> str:
+    before, after = int(then.num_bytes[row]), int(now.num_bytes[row])
+    if before == after:
+        return f"{name} (other contents in {after:,} bytes)"
+    return f"{name} ({before:,} bytes then, {after:,} now)"
+
+
+def _accept_photos(context: Context, stored: StoredCameras, files: StoredFiles, changed: Int64) -> None:
+    """Take the changed photos (rows) as they are; the trained treelets that see them are to be trained again."""
+    store = context.store
+    index = store.read_index()
+    training = changed[~stored.is_test[changed]]
+    sighted = sighted_treelets(context, index, training, Octree.from_keys(index.keys))
+    again = np.intersect1d(sighted, index.root_keys[index.treelet_states == TreeletState.TRAINED])
+    inputs = scene_inputs(store.header)
+    inputs = replace(inputs, accepted=accepted_anew(store, context, inputs, again))
+    forget_capacities(store)
+    renew(
+        store,
+        Renewal(
+            cameras=stored, files=files, again=again, added=np.empty(0, np.int64), unknown=changed,
+            settings=stored_settings(scene_settings(store.header), inputs),
+        ),
+    )  # fmt: skip
+    _log.info("%d photos have changed: %d treelets that see them are trained again", len(changed), len(again))
 
 
 def check_same(context: Context, accept_changes: bool) -> None:

@@ -101,7 +101,7 @@ def partition(photos: PosedPhotos, settings: Settings, bounds: tuple[float, ...]
     if bool(photos.is_test.all()):
         raise SettingsError("data.test_every: every photo is held out for testing, none is left to train; raise it")
     o = settings.octree
-    evidence = _evidence(photos)
+    evidence = reliable_points(photos)
     root = _root_cube(photos, evidence, settings, bounds)
     gsd_root = float(gsd(root.edge, o.cells, 0))
     max_level = _max_level(photos, root, settings)
@@ -124,7 +124,7 @@ def partition(photos: PosedPhotos, settings: Settings, bounds: tuple[float, ...]
 def scene_partition(store: SceneStore, photos: PosedPhotos, settings: Settings) -> Partition:
     """The partition of a scene as it is now, growth included."""
     index, header = store.read_index(), store.header
-    evidence = _evidence(photos)
+    evidence = reliable_points(photos)
     inside: Bool = np.ones(0, np.bool_)
     if photos.points is not None:
         unit = header.root.to_unit(photos.points.xyz)
@@ -139,7 +139,7 @@ def scene_partition(store: SceneStore, photos: PosedPhotos, settings: Settings) 
     )  # fmt: skip
 
 
-def _evidence(photos: PosedPhotos) -> Int64:
+def reliable_points(photos: PosedPhotos) -> Int64:
     """Rows of the sparse points that count as evidence: long enough tracks, small enough error."""
     points = photos.points
     if points is None:

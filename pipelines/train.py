@@ -11,7 +11,7 @@ import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
 from infnerf_tiles.pipelines.appearance import fit_missing
 from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
-from infnerf_tiles.pipelines.checks import check_photos, check_same, plan_redo
+from infnerf_tiles.pipelines.checks import check_same, checked_context, plan_redo
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
 from infnerf_tiles.pipelines.partition import scene_partition
 from infnerf_tiles.pipelines.plan import Budgets, train_needs
@@ -29,6 +29,7 @@ from infnerf_tiles.training.context import Context, scene_dataset
 from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings
 from infnerf_tiles.training.merge import with_record
 from infnerf_tiles.training.pixel_store import drop_all_pixels
+from infnerf_tiles.training.renewal import finish_renewal
 from infnerf_tiles.training.seed_result import take_up_seed_result
 from infnerf_tiles.training.tasks import (
     Progress,
@@ -103,6 +104,8 @@ def train(
     place = place or Workplace(threads=threads)
     summary, budgets = Tally(), budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
+        if finish_renewal(store):
+            forget_capacities(store)
         inputs = scene_inputs(store.header)
         task = TrainTask(
             scene=scene if "://" in scene else str(Path(scene).resolve()),
@@ -112,8 +115,8 @@ def train(
             threads=place.threads_per_task,
         )
         photos = scene_dataset(task.settings, Path(task.dataset), None if task.images is None else Path(task.images))
-        context = Context(store, photos, task.settings)
-        check_photos(context, accept_changes)
+        context = checked_context(store, photos, task.settings, accept_changes)
+        photos = context.photos
         check_same(context, accept_changes)
         if redo is not None:
             plan_redo(store, redo)
@@ -134,7 +137,7 @@ def train(
                 room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, budgets.scratch)
                 try:
                     for band in range(len(store.header.band_levels)):
-                        if band and (store.read_index().states == NodeState.TRAINED).any():
+                        if _shows_something(store.read_index(), band):
                             fit_missing(context, store, threads=place.threads)
                         if stop() or not _train_band(context, task, band, executor, stop, room, summary):
                             break
@@ -158,6 +161,13 @@ def train(
         treelet_pixels=given,
         reports=tuple(reports),
     )
+
+
+def _shows_something(index: SceneIndex, band: int) -> bool:
+    """Whether colour transforms can be fitted before this band: later ones follow the bands above; the first one has
+    something to go by only where photos came to a trained scene."""
+    left = (index.bands == band) & (index.treelet_states != TreeletState.TRAINED)
+    return bool((index.states == NodeState.TRAINED).any() and (band > 0 or left.any()))
 
 
 def _photo_pixels(context: Context) -> int:

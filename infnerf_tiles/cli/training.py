@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import RenderableType
 
-from infnerf_tiles.cli.app import DATA_ERROR, INTERRUPTED, command
+from infnerf_tiles.cli.adding import add_to_scene, refuse_with_add
+from infnerf_tiles.cli.app import INTERRUPTED, command
 from infnerf_tiles.cli.changes import changed_settings
+from infnerf_tiles.cli.coverage import coverage_tables, tell_coverage, tell_rejected
 from infnerf_tiles.cli.options import bounds_of, budget_options, place_options, scene_argument, settings_options
 from infnerf_tiles.cli.progress import TrainingDisplay
 from infnerf_tiles.cli.stopping import StopRequest
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from infnerf_tiles.pipelines.train import TrainSummary
 
 _MAX_ROWS = 20
-_MAX_NAMED = 5
 _RESUMES = "what is trained is kept, and the same command goes on from there"
 
 
@@ -40,6 +41,11 @@ _RESUMES = "what is trained is kept, and the same command goes on from there"
 )
 @click.option("--overwrite", is_flag=True, help="Replace the scene that is at SCENE already.")
 @click.option(
+    "--add",
+    is_flag=True,
+    help="Take what photos DATA has more into the scene that is at SCENE already; what they do not show is kept.",
+)
+@click.option(
     "--coverage-map",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE.png",
@@ -55,6 +61,7 @@ def build(
     crs: str | None,
     bounds: tuple[float, ...] | None,
     overwrite: bool,
+    add: bool,
     coverage_map: Path | None,
     ram: int | None,
     vram: int | None,
@@ -68,38 +75,42 @@ def build(
     instant-ngp or Blender. Photos that cannot be used are left out and listed with the reason. A geo.json in DATA
     names the coordinate reference system. Tells what the photos see of each region; exit code 3 if one is lost.
 
+    With --add, DATA is the collection that SCENE was built with, grown: the former photos are all there, unchanged and
+    with the same poses (to one pixel), and the new ones lie in the same frame. Settings, bounds and the photos held out
+    stay. Trained treelets that see new photos are marked, and the next train trains those and the new ones; the
+    scene is drawn as before until then. Exit code 3, with what differs, if former photos are gone or have changed or
+    moved, or if the new ones leave the bounds. Adding the same again changes nothing.
+
     \b
     Examples:
       infnerf-tiles build survey survey.zarr
       infnerf-tiles build survey survey.zarr --config aerial --set data.downscale=4
       infnerf-tiles build colmap/project scene.zarr --images photos --bounds 0,0,-5,200,200,60
+      infnerf-tiles build --add survey-with-second-flight survey.zarr
       infnerf-tiles build --list-settings
     """
     from infnerf_tiles.pipelines import build as pipeline
     from infnerf_tiles.pipelines.plan import Budgets
 
+    if add:
+        refuse_with_add(
+            {"--overwrite": overwrite, "--bounds": bounds, "--crs": crs, "--config": config, "--set": overrides}
+            | {"--ram": ram, "--vram": vram, "--scratch": scratch}
+        )
+        return add_to_scene(terminal, data, scene, images, coverage_map)
     settings = load_settings(config, overrides)
     report = pipeline.build(
         data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite,
         coverage_map=coverage_map, budgets=Budgets(ram=ram, vram=vram, scratch=scratch),
     )  # fmt: skip
-    tell_rejected(terminal, report)
+    tell_rejected(terminal, report.rejected)
     terminal.result({"scene": scene, **report.to_json()}, *_build_tables(scene, report))
     if coverage_map is not None:
         terminal.say(f"coverage map: {coverage_map}")
-    code = tell_coverage(terminal, report)
+    code = tell_coverage(terminal, report.coverage)
     if not code:
         terminal.say(f"next: infnerf-tiles train {scene}")
     return code
-
-
-def tell_rejected(terminal: Terminal, report: "BuildReport") -> None:
-    """Every photo that is not used, with its reason; only the first ones unless -v."""
-    shown = report.rejected if terminal.verbosity > 0 else report.rejected[:_MAX_ROWS]
-    for name, reason in shown:
-        terminal.say(f"left out: {name}: {reason}")
-    if rest := len(report.rejected) - len(shown):
-        terminal.say(f"left out: {rest} more photos; -v lists all")
 
 
 def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
@@ -115,39 +126,7 @@ def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
         "edge of the root cube": f"{report.root_edge:.4g}",
         "finest GSD": f"{report.gsd_finest:.4g}",
     }
-    tables = [facts_table(f"scene {scene}", facts)]
-    coverage = report.coverage
-    # what is seen least needs a look first
-    regions = sorted(coverage.regions, key=lambda region: (region.photos, region.treelet))
-    if regions:
-        title = f"coverage of the {len(regions):,} regions of the finest band"
-        title += ", least first" if len(regions) > _MAX_ROWS else ""
-        rows = [
-            (r.treelet, r.photos, r.pixels, r.points, "–" if r.gsd is None else f"{r.gsd:.3g}")
-            for r in regions[:_MAX_ROWS]
-        ]
-        tables.append(table(title, ("region", "photos", "pixels", "points", "GSD reached"), rows))
-    return tables
-
-
-def tell_coverage(terminal: Terminal, report: "BuildReport") -> int:
-    """What is not seen well enough; the exit code, which is not 0 if a region is lost."""
-    coverage = report.coverage
-    for names, what in (
-        ([region.treelet for region in coverage.weak], "regions are seen by fewer than 3 photos"),
-        (coverage.blind_photos, "training photos see no region"),
-    ):
-        if names:
-            more = ", ..." if len(names) > _MAX_NAMED else ""
-            terminal.say(f"warning: {len(names):,} {what}: {', '.join(names[:_MAX_NAMED])}{more}")
-    if coverage.lost:
-        first = ", ".join(region.treelet for region in coverage.lost[:_MAX_NAMED])
-        terminal.error(
-            f"{len(coverage.lost):,} regions are seen by no training photo and cannot be trained: {first}; add photos "
-            "of them, or leave them out with --bounds"
-        )
-        return DATA_ERROR
-    return 0
+    return [facts_table(f"scene {scene}", facts), *coverage_tables(report.coverage)]
 
 
 @scene_argument

@@ -1,6 +1,5 @@
 """Reading a data set: which photos can be used, their cameras, their split, and why the others cannot be used."""
 
-import contextlib
 import logging
 import os
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infnerf_tiles.arrays import Bool, Int32, Int64, check_shape
+from infnerf_tiles.arrays import Bool, Int32, Int64, UInt8, check_shape
 from infnerf_tiles.data.checks import camera_problem, clean_poses, file_problem
 from infnerf_tiles.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
@@ -37,7 +36,8 @@ class PosedPhotos:
     root: the data set's folder. names: n relative names with forward slashes. paths, mask_paths: their files, None
     for no mask. cameras: poses (world: the pose file's frame) and intrinsics of the photos reduced by `downscale`.
     is_test: bool[n]. points: tracks refer to rows of `names`; None without sparse points. rejected: every listed
-    photo that is not in `names`, with its reason.
+    photo that is not in `names`, with its reason. own_split: whether the data set or a list says what is held out.
+    digests: uint8[n, 16] of the files (`data.marks`) as they have to be when they are decoded, None for any.
     """
 
     root: Path
@@ -50,6 +50,8 @@ class PosedPhotos:
     rejected: tuple[Rejected, ...]
     georeference: Georeference | None
     downscale: int
+    own_split: bool = False
+    digests: UInt8 | None = None
 
     def __post_init__(self) -> None:
         check_shape("is_test", self.is_test, (len(self.names),))
@@ -64,14 +66,6 @@ class PosedPhotos:
         """Number of photos n."""
         return len(self.names)
 
-    def file_bytes(self) -> Int64:
-        """int64[n]: sizes of the photos' files, -1 for one that is not there."""
-        sizes: Int64 = np.full(self.num_photos, -1, np.int64)
-        for i, path in enumerate(self.paths):
-            with contextlib.suppress(OSError):
-                sizes[i] = path.stat().st_size
-        return sizes
-
     def select(self, rows: Int64, is_test: Bool) -> "PosedPhotos":
         """The photos of int64[k] `rows`, in that order, with another split (bool[k])."""
         photo_of: Int32 = np.full(self.num_photos, -1, np.int32)
@@ -85,6 +79,7 @@ class PosedPhotos:
             cameras=self.cameras.subset(rows),
             is_test=is_test,
             points=None if self.points is None else self.points.renumbered(photo_of),
+            digests=None if self.digests is None else self.digests[rows],
         )
 
     def photo_file(self, photo: int, *, alpha_as_mask: bool = False) -> PhotoFile:
@@ -96,6 +91,7 @@ class PosedPhotos:
             downscale=self.downscale,
             size=(camera.width, camera.height),
             alpha_as_mask=alpha_as_mask,
+            digest=None if self.digests is None else self.digests[photo].tobytes(),
         )
 
 
@@ -163,6 +159,7 @@ def read_dataset(
         rejected=tuple(sorted(rejected, key=lambda r: r.name)),
         georeference=georeference,
         downscale=downscale,
+        own_split=own_split is not None or test_list is not None,
     )
 
 

@@ -17,7 +17,7 @@ from infnerf_tiles.geometry.footprint import gsd
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import MarchSettings
 from infnerf_tiles.settings import Settings, parse_settings
-from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex
 from infnerf_tiles.store.location import Location
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.schema import SceneHeader
@@ -126,11 +126,13 @@ class Scene:
 
 
 def drawable_octree(index: SceneIndex) -> Octree:
-    """The trained nodes of trained treelets all of whose ancestors are such nodes too."""
-    treelet_drawn = (index.treelet_states == TreeletState.TRAINED) & (index.base_slots != NO_SLOT)
+    """The trained nodes all of whose ancestors are trained too.
+
+    Those of a treelet that is to be trained again for photos that have come since are drawn until that is done.
+    """
     drawn = (index.states == NodeState.TRAINED) & (index.slots != NO_SLOT)
     if index.num_nodes:
-        drawn &= treelet_drawn[index.treelets]
+        drawn &= (index.base_slots != NO_SLOT)[index.treelets]
     # an index that was read is sorted and closed under parents already
     return Octree(index.keys).without_rows(~drawn)
 
@@ -199,11 +201,14 @@ def _read_appearance(store: SceneStore, num_photos: int) -> tuple[Float32, Bool]
     arrays = store.read_small("appearance")
     try:
         affine, known = arrays["affine"].astype(np.float32), arrays["known"].astype(np.bool_)
-        check_shape("affine", affine, (num_photos, 3, 4))
-        check_shape("known", known, (num_photos,))
+        check_shape("affine", affine, (None, 3, 4))
+        check_shape("known", known, (len(affine),))
+        if len(affine) < num_photos:
+            raise ValueError(f"{len(affine)} transforms")
     except (KeyError, ValueError) as error:
         raise DamagedStoreError(
             f"scene {store.name}: its appearance does not fit its {num_photos} photos ({error!r}); fit it again with "
             "'train'"
         ) from error
-    return affine, known
+    # further ones are of photos that are just being added
+    return affine[:num_photos], known[:num_photos]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from infnerf_tiles.arrays import AnyArray, Bool, Float16, Int64, UInt8
+from infnerf_tiles.arrays import AnyArray, Bool, Float16, UInt8
 from infnerf_tiles.errors import DamagedNodeError, DamagedStoreError, StoreError
 from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.store import bundle
@@ -25,7 +25,13 @@ from infnerf_tiles.store.locking import lock_of
 from infnerf_tiles.store.root import CONTAINERS, KNOWN_NAMES, SMALL_GROUPS, RootState, read_root
 from infnerf_tiles.store.row_arrays import RowArrays, RowKind
 from infnerf_tiles.store.schema import SceneHeader
-from infnerf_tiles.store.stored_cameras import StoredCameras, cameras_from_bundle, cameras_to_bundle
+from infnerf_tiles.store.stored_cameras import (
+    StoredCameras,
+    StoredFiles,
+    cameras_from_bundle,
+    cameras_to_bundle,
+    files_from_bundle,
+)
 
 SmallGroup = Literal["decoder", "appearance", "background"]
 _ADVICE = {
@@ -194,23 +200,19 @@ class SceneStore:
         return self._data.has(document_key(_small_path(group)))
 
     def write_cameras(
-        self, cameras: PosedCameras, names: tuple[str, ...], is_test: Bool, file_bytes: Int64 | None = None
+        self, cameras: PosedCameras, names: tuple[str, ...], is_test: Bool, files: StoredFiles | None = None
     ) -> None:
-        """Keep the cameras. `names`: photo names relative to the photo folder; `is_test`: bool[n]; `file_bytes`:
-        int64[n], sizes of the photos' files, by which a photo that was changed is found out."""
-        arrays, meta = cameras_to_bundle(cameras, names, is_test)
-        if file_bytes is not None:
-            arrays["file_bytes"] = file_bytes
-        self._write_group("cameras", arrays, meta)
+        """Keep the cameras. `names`: photo names relative to the photo folder; `is_test`: bool[n]; `files`: marks of
+        the photos' files, by which a photo that was changed is found out."""
+        self._write_group("cameras", *cameras_to_bundle(cameras, names, is_test, files))
 
     def read_cameras(self) -> StoredCameras:
         """(cameras, names, is_test) as they were written."""
         return cameras_from_bundle(self.read_group("cameras"), self.name)
 
-    def read_file_bytes(self) -> Int64 | None:
-        """int64[n] sizes of the photos' files when the scene was built, None if they were not kept."""
-        found = self.read_group("cameras").arrays.get("file_bytes")
-        return None if found is None else found.astype(np.int64)
+    def read_files(self) -> StoredFiles | None:
+        """Marks of the photos' files when the scene was built, None if they were not kept."""
+        return files_from_bundle(self.read_group("cameras"))
 
     def _write_group(self, group: str, arrays: Mapping[str, AnyArray], meta: Mapping[str, Any]) -> None:
         self.check_writable()

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from infnerf_tiles.geometry.footprint import gsd
 from infnerf_tiles.kernels.arena import MarchSettings
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.store.stored_cameras import StoredCameras, StoredFiles
 from infnerf_tiles.training.shared import Shared
 
 _POSE_FILES = (".bin", ".txt", ".json", ".ply")
@@ -120,27 +121,34 @@ def scene_dataset(settings: Settings, folder: Path, images: Path | None = None) 
     return read_dataset(folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
 
 
+def in_scene_order(photos: PosedPhotos, stored: StoredCameras, files: StoredFiles | None) -> PosedPhotos:
+    """The photos that a scene was built with: its order, its split, its files. DatasetError if one is not listed."""
+    row_of = {name: row for row, name in enumerate(photos.names)}
+    if gone := [name for name in stored.names if name not in row_of]:
+        raise DatasetError(
+            f"{photos.root}: expected the {len(stored.names)} photos that the scene was built with, {len(gone)} are "
+            f"not listed any more: {', '.join(gone[:3])}; put them back, or build again"
+        )
+    rows = np.array([row_of[name] for name in stored.names], np.int64)
+    return replace(photos.select(rows, stored.is_test), digests=None if files is None else files.digest)
+
+
 def scene_photos(store: SceneStore, settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:
     """The photos that a scene was built with, in its order, from the pose files alone; kept for the next task.
 
-    No photo is opened: one that is gone is an error when it is decoded. DatasetError if one is not listed any more.
+    No photo is opened: one that is gone or was changed is an error when it is decoded. DatasetError if one is not
+    listed any more.
     """
-    stored = store.read_cameras()
-    key = (store.name, store.header.created, str(folder), str(images), settings.data, _signature(folder))
+    stored, files = store.read_cameras(), store.read_files()
+    built = (stored.names, stored.is_test.tobytes(), None if files is None else files.digest.tobytes())
+    key = (store.name, store.header.created, str(folder), str(images), settings.data, _signature(folder), built)
     with _memory_lock:
         if _memory.get("key") != key:
             photos = read_dataset(
                 folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
                 check_photos=False,
             )  # fmt: skip
-            row_of = {name: row for row, name in enumerate(photos.names)}
-            if gone := [name for name in stored.names if name not in row_of]:
-                raise DatasetError(
-                    f"{folder}: expected the {len(stored.names)} photos that the scene was built with, {len(gone)} are "
-                    f"not listed any more: {', '.join(gone[:3])}; put them back, or build again"
-                )
-            rows = np.array([row_of[name] for name in stored.names], np.int64)
-            _memory.update(key=key, photos=photos.select(rows, stored.is_test))
+            _memory.update(key=key, photos=in_scene_order(photos, stored, files))
         found: PosedPhotos = _memory["photos"]
     return found
 

@@ -1,4 +1,4 @@
-"""How the index changes when a stage is done: warm rows after the seed stage, trained rows and growth per treelet."""
+"""How the index changes: warm rows after the seed stage, trained rows and growth per treelet, photos that came."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import AnyArray, Int32, Int64
 from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
-from infnerf_tiles.geometry.octree import Octree, cut
+from infnerf_tiles.geometry.octree import Octree, cut, treelet_root_keys
 from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord
 
@@ -64,6 +64,40 @@ def with_record(index: SceneIndex, record: JournalRecord, band_levels: tuple[int
         bands=np.concatenate([index.bands, np.full(len(wanted), band, np.int32)]),
         base_slots=np.concatenate([base_slots, np.full(len(wanted), NO_SLOT, np.int32)]),
         treelet_states=np.concatenate([states, np.zeros(len(wanted), np.uint8)]),
+    )
+
+
+def with_new_photos(index: SceneIndex, added: Int64, again: Int64, band_levels: tuple[int, ...]) -> SceneIndex:
+    """The index with these nodes added, planned, and these treelets to be trained again.
+
+    added: keys whose parents are among them or in the index; those that exist already change nothing. again: root keys.
+    Rows stay where they are: they are drawn until the treelet has been trained, which starts from them.
+    """
+    added = np.setdiff1d(added, index.keys)
+    roots = treelet_root_keys(added, band_levels)
+    new_roots = np.setdiff1d(roots, index.root_keys)
+    root_keys = np.concatenate([index.root_keys, new_roots])
+    order = np.argsort(root_keys)
+    rows = order[np.searchsorted(root_keys, roots, sorter=order)].astype(np.int32)
+    keys = np.concatenate([index.keys, added])
+    place = np.argsort(keys, kind="stable")
+
+    def column(old: AnyArray, new: object) -> AnyArray:
+        return np.concatenate([old, np.broadcast_to(np.asarray(new, old.dtype), (len(added),))])[place]
+
+    fresh = np.full(len(new_roots), NO_SLOT, np.int32)
+    states = np.concatenate([index.treelet_states, np.zeros(len(new_roots), np.uint8)])
+    states[np.isin(root_keys, np.union1d(again, roots))] = TreeletState.PLANNED
+    return SceneIndex(
+        keys=keys[place],
+        slots=column(index.slots, NO_SLOT),
+        treelets=column(index.treelets, rows),
+        states=column(index.states, NodeState.PLANNED),
+        lambda_max=column(index.lambda_max, 0.0),
+        root_keys=root_keys,
+        bands=np.concatenate([index.bands, np.searchsorted(band_levels, key_levels(new_roots)).astype(np.int32)]),
+        base_slots=np.concatenate([index.base_slots, fresh]),
+        treelet_states=states,
     )
 
 

@@ -10,7 +10,7 @@ from infnerf_tiles.errors import DamagedNodeError
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.field.treelet import base_from_above
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, decode_keys, key_levels, parent_keys
-from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
@@ -36,7 +36,7 @@ def read_surroundings(
     """Committed nodes of the bands above, within `budget` bytes: coarse levels first, then by distance from `top`."""
     store, shape = context.store, context.shape
     above = (index.bands[index.treelets] < band) & (index.states == NodeState.TRAINED)
-    above &= index.treelet_states[index.treelets] == TreeletState.TRAINED
+    above &= index.base_slots[index.treelets] != NO_SLOT
     rows = np.flatnonzero(above)
     if not len(rows):
         return ResidentNodes.none(shape)
@@ -77,7 +77,7 @@ def _read_node(store: SceneStore, slot: int) -> tuple[Float16, UInt8]:
 
 
 def warm_start(context: Context, index: SceneIndex, state: TrainingState) -> Bool:
-    """Fill own nodes from rows that the seed stage left on planned nodes.
+    """Fill own nodes from the rows that they have: the seed stage's, or of the training before photos came.
 
     Returns:
         bool [num_own]: which nodes were filled. A damaged row is passed over: the node starts from zero.
@@ -102,7 +102,8 @@ def warm_start(context: Context, index: SceneIndex, state: TrainingState) -> Boo
 
 
 def start_base(context: Context, index: SceneIndex, row: int, state: TrainingState) -> None:
-    """Set the base: what the seed stage left, else the treelet above at its finest level, else zero (the first one)."""
+    """Set the base: the one that there is (the seed stage's, or of the training before photos came), else the treelet
+    above at its finest level, else zero (the first one)."""
     arena = state.arena
     above = int(arena.above[0])
     rows = state.shape.base_rows

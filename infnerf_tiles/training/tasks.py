@@ -4,6 +4,7 @@ Each is a plain function of one frozen argument that opens what it needs, writes
 numbers, so that a pipeline can call it here, in another process or on another machine.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.documents import fingerprint
-from infnerf_tiles.store.index import SceneIndex, TreeletState
+from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord, write_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
@@ -85,10 +86,13 @@ class TrainReport:
 
 
 def inputs_fingerprint(context: Context) -> str:
-    """Fingerprint of poses, intrinsics, photo names and sizes: what a trained treelet depends on besides settings."""
+    """Fingerprint of poses, intrinsics, photo names, sizes and files: what a trained treelet depends on besides
+    settings."""
     photos = context.photos
+    files = None if photos.digests is None else hashlib.sha256(photos.digests.tobytes()).hexdigest()
     return fingerprint(
         {
+            **({} if files is None else {"files": files}),
             "names": list(photos.names),
             "test": [bool(t) for t in photos.is_test],
             "poses": np.round(photos.cameras.camera_to_world, 9).tolist(),
@@ -194,6 +198,9 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)
+        if context.photos.points is None:
+            # trained before, for photos that have come since: without points nothing tells where those see something
+            cells[: len(keys)] |= (index.states[index.treelets == row] == NodeState.TRAINED)[:, None, None, None]
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
         seed = (s.training.seed, top.key)
         # a step on the device draws from what was put there once

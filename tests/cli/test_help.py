@@ -21,7 +21,9 @@ BUDGETS = {"--ram", "--vram", "--scratch"}
 OPTIONS = {
     "plan": {"DATA", "--images", "--bounds", "--no-photos", "--threads"} | BUDGETS | SETTINGS,
     "demo": {"[DIR]", "--photos", "--size", "--frames", "--threads", "--device"} | SETTINGS,
-    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--coverage-map"} | BUDGETS | SETTINGS,
+    "build": {"DATA", "SCENE", "--images", "--crs", "--bounds", "--overwrite", "--add", "--coverage-map"}
+    | BUDGETS
+    | SETTINGS,
     "train": {"SCENE", "--data", "--images", "--redo", "--accept-changes"} | BUDGETS | PLACE | SETTINGS,
     "eval": {"SCENE", "--data", "--images", "--split", "--limit", "--device"} | DRAWING | SETTINGS,
     "render": {"SCENE", "-o", "--output", "--path", "--photo", "--frames", "--fps", "--size", "--appearance"}
