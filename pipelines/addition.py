@@ -213,7 +213,8 @@ def _added_nodes(context: Context, index: SceneIndex, training: Int64) -> Int64:
 
 def _marked(context: Context, index: SceneIndex, octree: Octree, training: Int64, added: Int64) -> Int64:
     """Root keys of the trained treelets that are to be trained again."""
-    sighted = sighted_treelets(context, index, training, octree)
+    evidence = reliable_points(context.photos)
+    sighted = sighted_treelets(context, index, training, evidence=evidence, octree=octree)
     grown = treelet_root_keys(added, context.store.header.band_levels)
     trained = index.root_keys[index.treelet_states == TreeletState.TRAINED]
     return np.intersect1d(np.union1d(sighted, grown), trained)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities
+from infnerf_tiles.pipelines.partition import reliable_points
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.data.dataset import PosedPhotos
@@ -105,7 +106,8 @@ def _accept_photos(context: Context, stored: StoredCameras, files: StoredFiles, 
     store = context.store
     index = store.read_index()
     training = changed[~stored.is_test[changed]]
-    sighted = sighted_treelets(context, index, training, Octree.from_keys(index.keys))
+    evidence, octree = reliable_points(context.photos), Octree.from_keys(index.keys)
+    sighted = sighted_treelets(context, index, training, evidence=evidence, octree=octree)
     again = np.intersect1d(sighted, index.root_keys[index.treelet_states == TreeletState.TRAINED])
     inputs = scene_inputs(store.header)
     inputs = replace(inputs, accepted=accepted_anew(store, context, inputs, again))

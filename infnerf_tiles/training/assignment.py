@@ -109,6 +109,26 @@ def assign_patches(
     return {key: chosen[starts[k] : starts[k + 1]] - bounds[k] for k, key in enumerate(band.root_keys.tolist())}
 
 
+def ending_patches(
+    context: Context, arena: Arena, shared: Shared, patches: Patches, band: BandCut, octree: Octree
+) -> Float64:
+    """How many patches' worth of rays end on a surface in each treelet's cube, at a level of the band: float64 [k].
+
+    What lies around a treelet, which goes along with its own patches, does not count; nor do rays that end nowhere.
+    """
+    total: Float64 = np.zeros(len(band.root_keys))
+    per_patch = RAYS_PER_EDGE**2
+    at_once = max(1, _RAYS_AT_ONCE // per_patch)
+    for first in range(0, patches.count, at_once):
+        part = patches.select(np.arange(first, min(first + at_once, patches.count), dtype=np.int32))
+        pairs, ends = _cast(context, arena, shared, part, band, octree)
+        opacity = ends.opacity[pairs.ray]
+        shown = ends.wants[pairs.ray] & (opacity > 0.5)
+        share = np.where(shown, pairs.own / np.maximum(opacity, 1e-6), 0.0) / per_patch
+        total += np.bincount(pairs.treelet, share, len(total))
+    return total
+
+
 def _overlap_share(patches: Patches, core: Int64, chance: Float64, near: Int64) -> Float64:
     """Share of the patches around treelets that go along, by photo: float64 [photos]."""
     size = int(patches.photo.max(initial=0)) + 1

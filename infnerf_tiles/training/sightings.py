@@ -9,30 +9,34 @@ from infnerf_tiles.geometry.octree import Octree, inside_unit, unit_cells
 from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex
-from infnerf_tiles.training.assignment import BandCut, assign_patches
+from infnerf_tiles.training.assignment import BandCut, ending_patches
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.pixel_tasks import chunk_photos
 from infnerf_tiles.training.pixels import all_patches
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings
 
-_LEVEL_MARGIN = 0.25
+MIN_PATCHES = 1.0
+"""Patches that have to end in a treelet for it to learn from them."""
+MIN_POINTS = 3
+"""Observations of points in a treelet's cube without which nothing is said to be seen there."""
 _SAMPLES_PER_EDGE = 4
 
 
-def sighted_treelets(context: Context, index: SceneIndex, photos: Int64, octree: Octree) -> Int64:
+def sighted_treelets(context: Context, index: SceneIndex, photos: Int64, *, evidence: Int64, octree: Octree) -> Int64:
     """int64, sorted root keys of the treelets with trained nodes that see training photos (int64[k] rows) anew.
 
-    A treelet sees a photo if it gets patches of it by what the scene shows now, as training hands them out; or if the
-    photo's sparse points lie in its cube, as fine as its levels (without tracks: if its cube is in the image), for the
-    scene shows nothing yet where only these photos look. The octree's root sees every photo. octree: as it is to
-    become. Children count by themselves: a treelet is complete, whatever its ancestors come to be.
+    A treelet sees photos if a patch's worth of their rays ends in it by what the scene shows now, at its levels; or if
+    some of their sparse points lie in its cube (without tracks: if its cube is in the image), for the scene shows
+    nothing yet where only these photos look. The octree's root sees every photo. evidence: int64, rows of the points
+    that count. octree: as it is to become. Children count by themselves: a treelet is complete, whatever its ancestors
+    come to be.
     """
     rows = np.unique(index.treelets[index.states == NodeState.TRAINED])
     roots = np.sort(index.root_keys[rows])
     if not len(photos) or not len(roots):
         return np.empty(0, np.int64)
-    found = [roots[roots == 0], _by_points(context, roots, photos)]
+    found = [roots[roots == 0], _by_points(context, roots, photos, evidence)]
     bands = context.store.header.band_levels
     for band in range(1, len(bands)):
         mine = roots[key_levels(roots) == bands[band]]
@@ -48,13 +52,12 @@ def _by_patches(context: Context, index: SceneIndex, band: int, cut: BandCut, ph
     shared = context.new_shared()
     shared.decoder.load_arrays(context.store.read_small("decoder"))
     shared.to(arena.device)
-    found = [np.empty(0, np.int64)]
+    total = np.zeros(len(cut.root_keys))
     with torch.no_grad():
         for chunk in chunk_photos(context.photos.cameras, photos.tolist()):
             patches = all_patches(context.photos.cameras, chunk)
-            given = assign_patches(context, arena, shared, patches, cut, octree)
-            found.append(np.array([key for key, mine in given.items() if len(mine)], np.int64))
-    return np.concatenate(found)
+            total += ending_patches(context, arena, shared, patches, cut, octree)
+    return cut.root_keys[total >= MIN_PATCHES]
 
 
 def _arena_above(context: Context, index: SceneIndex, band: int) -> Arena:
@@ -64,13 +67,14 @@ def _arena_above(context: Context, index: SceneIndex, band: int) -> Arena:
     return TrainingState(context.shape, root, np.empty(0, np.int64), 0, above, device=device).arena
 
 
-def _by_points(context: Context, roots: Int64, photos: Int64) -> Int64:
-    """Treelets in whose cubes the photos show points as fine as the treelet's top level, up to a margin."""
+def _by_points(context: Context, roots: Int64, photos: Int64, evidence: Int64) -> Int64:
+    """Treelets in whose cubes the photos show points, finer than the levels above the treelet's."""
     points, cameras = context.photos.points, context.photos.cameras
     if points is None or not len(points.track_photos):
         return _by_cubes(context, roots, photos)
     at = np.flatnonzero(np.isin(points.track_photos, photos))
     owner = np.searchsorted(points.track_offsets, at, side="right") - 1
+    at, owner = at[np.isin(owner, evidence)], owner[np.isin(owner, evidence)]
     photo = points.track_photos[at]
     distance = np.linalg.norm(points.xyz[owner] - cameras.centres[photo], axis=1)
     wanted = np.log2(context.gsd_root * cameras.focals[photo] / np.maximum(distance, 1e-9))
@@ -79,9 +83,10 @@ def _by_points(context: Context, roots: Int64, photos: Int64) -> Int64:
     inside = inside_unit(unit)
     found = [np.empty(0, np.int64)]
     for level in np.unique(key_levels(roots)).tolist():
-        fine: Bool = inside & (wanted > level - 1 - _LEVEL_MARGIN)
+        fine: Bool = inside & (wanted > level - 1)
         keys = encode_keys(np.full(int(fine.sum()), level), unit_cells(unit[fine], level))
-        found.append(np.intersect1d(keys, roots))
+        shown, count = np.unique(keys, return_counts=True)
+        found.append(np.intersect1d(shown[count >= MIN_POINTS], roots))
     return np.concatenate(found)
 
 
@@ -97,6 +102,6 @@ def _by_cubes(context: Context, roots: Int64, photos: Int64) -> Int64:
     for photo in photos.tolist():
         _, distance, visible = cameras.project(photo, places.reshape(-1, 3))
         wanted = np.log2(context.gsd_root * cameras.focals[photo] / np.maximum(distance, 1e-9))
-        fine = visible & (wanted > np.repeat(levels, len(grid)) - 1 - _LEVEL_MARGIN)
+        fine = visible & (wanted > np.repeat(levels, len(grid)) - 1)
         seen |= fine.reshape(len(roots), -1).any(axis=1)
     return roots[seen]

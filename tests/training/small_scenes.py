@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from infnerf_tiles.pipelines.build import build
 from torch import Tensor
 
 from infnerf_tiles.arrays import AnyArray, Float64, Int64, UInt8
+from infnerf_tiles.data.colmap import write_colmap
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
@@ -96,6 +98,25 @@ def without_points(data: Path, folder: Path) -> Path:
             }
         )  # fmt: skip
     (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}))
+    return folder
+
+
+def some_photos(
+    photos: PosedPhotos, rows: Int64, folder: Path, *, poses: Float64 | None = None, xyz: Float64 | None = None
+) -> Path:
+    """A COLMAP data set of some of the photos, as a smaller collection would have given it; poses float64[n, 3, 4] of
+    all photos and xyz float64[m, 3] of the points: where they are to be said to be."""
+    few = photos.select(np.asarray(rows, np.int64), photos.is_test[rows])
+    assert few.points is not None
+    for name, path in zip(few.names, few.paths, strict=True):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder / "images" / name)
+    cameras, points = few.cameras, few.points
+    if poses is not None:
+        cameras = PosedCameras(cameras.cameras, cameras.camera_index, poses[rows])
+    if xyz is not None:
+        points = replace(points, xyz=xyz)
+    write_colmap(folder / "sparse" / "0", names=few.names, cameras=cameras, points=points)
     return folder
 
 
