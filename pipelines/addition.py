@@ -9,6 +9,7 @@ from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
 from infnerf_tiles.pipelines.checks import accepted_anew, changed_files
 from infnerf_tiles.pipelines.coverage import Coverage, cover, write_map
 from infnerf_tiles.pipelines.partition import Partition, reliable_points, scene_partition
+from infnerf_tiles.pipelines.recovery import take_up_finished
 from infnerf_tiles.pipelines.sameness import check_common, check_georeference, in_grown_order
 
 from infnerf_tiles.arrays import Int64
@@ -98,7 +99,7 @@ def add_photos(
         photos = replace(photos, digests=None if files is None else files.digest)
         context = Context(store, photos, settings)
         _check_inside(context, fresh)
-        before = store.read_index()
+        before = take_up_finished(store)
         training = fresh[~photos.is_test[fresh]]
         added = _added_nodes(context, before, training)
         limit = _raised_limit(store, before, len(added), settings)
@@ -236,7 +237,8 @@ def _raised_limit(store: SceneStore, index: SceneIndex, added: int, settings: Se
 def _finer(found: Partition, training: Int64) -> float:
     """Levels by which the new photos' typical finest footprint is below the finest GSD."""
     points, cameras = found.photos.points, found.photos.cameras
-    if points is None or not len(points.track_photos) or not len(training):
+    capped = found.max_level >= found.settings.octree.max_level  # as was asked for
+    if capped or points is None or not len(points.track_photos) or not len(training):
         return 0.0
     at = np.flatnonzero(np.isin(points.track_photos, training))
     if not len(at):

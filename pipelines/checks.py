@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities
 from infnerf_tiles.pipelines.partition import reliable_points
+from infnerf_tiles.pipelines.recovery import take_up_finished
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.data.dataset import PosedPhotos
@@ -104,7 +105,7 @@ def _change(name: str, then: StoredFiles, now: StoredFiles, row: int) -> str:
 def _accept_photos(context: Context, stored: StoredCameras, files: StoredFiles, changed: Int64) -> None:
     """Take the changed photos (rows) as they are; the trained treelets that see them are to be trained again."""
     store = context.store
-    index = store.read_index()
+    index = take_up_finished(store)
     training = changed[~stored.is_test[changed]]
     evidence, octree = reliable_points(context.photos), Octree.from_keys(index.keys)
     sighted = sighted_treelets(context, index, training, evidence=evidence, octree=octree)

@@ -15,6 +15,7 @@ from infnerf_tiles.pipelines.checks import check_same, checked_context, plan_red
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
 from infnerf_tiles.pipelines.partition import scene_partition
 from infnerf_tiles.pipelines.plan import Budgets, train_needs
+from infnerf_tiles.pipelines.recovery import commit_record, take_up_finished
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import DamagedStoreError
@@ -23,11 +24,10 @@ from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.garbage import collect_garbage
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
-from infnerf_tiles.store.journal import read_all, read_record, rows_exist
+from infnerf_tiles.store.journal import read_all
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.context import Context, scene_dataset
 from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings
-from infnerf_tiles.training.merge import with_record
 from infnerf_tiles.training.pixel_store import drop_all_pixels
 from infnerf_tiles.training.renewal import finish_renewal
 from infnerf_tiles.training.seed_result import take_up_seed_result
@@ -215,37 +215,16 @@ def _train_band(
 ) -> bool:
     """Train what is left of a band; False if it was stopped."""
     store = context.store
-    index = _recover(store, store.read_index())
+    index = take_up_finished(store)
     todo = np.flatnonzero((index.bands == band) & (index.treelet_states != TreeletState.TRAINED))
     todo = _with_parent(index, todo)
     if not len(todo):
         return True
     training = BandTraining(
         context, task, index, band, todo, executor=executor, stop=stop,
-        commit=lambda treelet: _commit(store, treelet), scratch=scratch, tally=tally,
+        commit=lambda treelet: commit_record(store, treelet), scratch=scratch, tally=tally,
     )  # fmt: skip
     return training.run()
-
-
-def _commit(store: SceneStore, treelet: str) -> SceneIndex:
-    index = store.read_index()
-    record = read_record(store, treelet)
-    if record is None:
-        return index
-    index = with_record(index, record, store.header.band_levels)
-    store.commit(index)
-    return index
-
-
-def _recover(store: SceneStore, index: SceneIndex) -> SceneIndex:
-    """Take up treelets whose record was complete when the driver died before it could commit them."""
-    for row in np.flatnonzero(index.treelet_states == TreeletState.PLANNED).tolist():
-        name = str(NodeId.from_key(int(index.root_keys[row])))
-        record = read_record(store, name)
-        if record is not None and record.status == TreeletState.TRAINED and rows_exist(store, record):
-            _log.info("treelet %s: trained before the last stop, taken up", name)
-            index = _commit(store, name)
-    return index
 
 
 def _with_parent(index: SceneIndex, todo: Int64) -> Int64:

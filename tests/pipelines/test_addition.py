@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import infnerf_tiles.pipelines.train as pipeline
 import numpy as np
 import pytest
 from infnerf_tiles.pipelines.addition import add_photos
@@ -24,7 +25,7 @@ from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.verify import verify
 from infnerf_tiles.synthetic.capture import write_city_dataset
 
-SETTINGS = tiny("training.passes=0.5", "octree.treelet_height=1", "octree.max_level=2", "octree.min_points=30")
+SETTINGS = tiny("training.passes=0.3", "octree.treelet_height=1", "octree.max_level=2", "octree.min_points=30")
 """Three bands of one level each."""
 FINE = tiny("octree.treelet_height=2", "octree.max_level=4", "octree.min_points=4")
 WIDE = (-250.0, -250.0, -5.0, 250.0, 250.0, 60.0)
@@ -112,7 +113,7 @@ def test_only_what_sees_the_new_photo_is_trained_again(trained: str, grown: Path
         if name.startswith("L"):  # a node or a base: of one of these, or new
             node = NodeId.parse(name.split()[0])
             assert str(node) in again, name
-    assert after["appearance known"][-1]  # fitted before the first of them was trained
+    assert after["appearance known"][-1]
     assert np.array_equal(after["appearance affine"][:-1], before["appearance affine"])
     assert np.array_equal(after["decoder " + next(n for n in before if n.startswith("decoder")).split()[1]],
                           before[next(n for n in before if n.startswith("decoder"))])  # fmt: skip
@@ -322,7 +323,7 @@ def test_killed_anywhere_it_is_the_old_scene_or_the_new_one(
     old, expected = learned(trained), learned(new)
     drawn = index_of(trained).keys[index_of(trained).states == 1]
     outcomes = set()
-    for count in range(0, 400, 4):
+    for count in range(0, 400, 7):
         scene = copy_scene(trained, tmp_path / f"{count}.zarr")
         if not _killed_at(monkeypatch, count, lambda scene=scene: add_photos(grown, scene)):  # type: ignore[misc]
             break
@@ -361,8 +362,27 @@ def test_a_training_that_was_stopped_goes_on_with_the_new_photo(trained: str, gr
     """What it had finished without the photo, and what the photo does not show, stays."""
     scene = copy_scene(trained, tmp_path / "scene.zarr")
     report = add_photos(grown, scene)
+    train(scene, threads=1, stop=lambda: True)
+    with SceneStore.open(scene) as store:  # before the first treelet learns from it
+        assert store.read_small("appearance")["known"][-1]
     calls = iter([False, False, False])
     first = train(scene, threads=1, stop=lambda: next(calls, True))
     assert 0 < first.treelets < report.waiting
     assert add_photos(grown, scene).waiting == first.remaining
     assert train(scene, threads=1).remaining == 0
+
+
+def test_what_was_finished_and_not_yet_committed_is_taken_up_first(
+    trained: str, grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = copy_scene(trained, tmp_path / "scene.zarr")
+    report = add_photos(grown, scene)
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "commit_record", die)
+        with pytest.raises(Killed):
+            train(scene, threads=1)
+    assert add_photos(grown, scene).waiting == report.waiting - 1

@@ -229,7 +229,7 @@ def test_a_complete_record_is_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_commit", die)
+        patch.setattr(pipeline, "commit_record", die)
         with pytest.raises(KeyboardInterrupt):
             train(scene, threads=1)
     assert set(states(scene).values()) == {TreeletState.PLANNED}
