@@ -13,6 +13,7 @@ from infnerf_tiles.geometry.camera import Camera, PosedCameras
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.location import Location
 from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.store.stored_cameras import StoredFiles
 
 
 def test_header_survives_reopening(place: Location) -> None:
@@ -186,6 +187,13 @@ def test_cameras(store: SceneStore, place: Location) -> None:
     np.testing.assert_array_equal(got.camera_to_world, cameras.camera_to_world, strict=True)
     with pytest.raises(ValueError, match="photo names: expected 3, got 2"):
         store.write_cameras(cameras, names[:2], is_test)
+    assert SceneStore.open(place).read_files() is None
+    files = StoredFiles(np.arange(3), np.arange(3) + 1, np.arange(48, dtype=np.uint8).reshape(3, 16))
+    store.write_cameras(cameras, names, is_test, files)
+    for kept, array in zip(SceneStore.open(place).read_files() or (), files, strict=True):
+        np.testing.assert_array_equal(kept, array, strict=True)
+    with pytest.raises(ValueError, match="digest"):
+        store.write_cameras(cameras, names, is_test, files._replace(digest=files.digest[:2]))
 
 
 def test_a_reader_changes_nothing(store: SceneStore, place: Location) -> None:
