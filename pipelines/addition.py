@@ -106,6 +106,7 @@ def add_photos(
         octree = Octree.from_keys(np.concatenate([before.keys, added]))
         again = _marked(context, before, octree, training, added)
         inputs = replace(scene_inputs(header), dataset=absolute(data) or "", images=absolute(images), node_limit=limit)
+        inputs = replace(inputs, extended=inputs.extended or len(fresh) > 0)
         inputs = replace(inputs, accepted=accepted_anew(store, context, inputs, again))
         renewal = Renewal(
             cameras=StoredCameras(photos.cameras, photos.names, photos.is_test),

@@ -23,6 +23,8 @@ class Inputs:
     """Most nodes that the scene may have, growth included; None: octree.max_nodes."""
     accepted: tuple[str, ...] = ()
     """"then:now", fingerprints of settings and photos between which --accept-changes saw no need to train again."""
+    extended: bool = False
+    """Whether photos were added since the scene was built."""
 
 
 def stored_settings(settings: Settings, inputs: Inputs) -> Mapping[str, Any]:
@@ -48,6 +50,7 @@ def scene_inputs(header: SceneHeader) -> Inputs:
         images=None if images is None else str(images),
         node_limit=limit if isinstance(limit, int) else None,
         accepted=tuple(str(text) for text in stored.get("accepted") or ()),
+        extended=stored.get("extended") is True,
     )
 
 

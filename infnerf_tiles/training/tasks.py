@@ -29,6 +29,7 @@ from infnerf_tiles.training import checkpoint
 from infnerf_tiles.training.context import Context, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
+from infnerf_tiles.training.inputs import scene_inputs
 from infnerf_tiles.training.pixel_store import StreamedPixels, open_pixels
 from infnerf_tiles.training.pixels import PixelSet, all_patches
 from infnerf_tiles.training.result import TrainedTreelet, finish
@@ -198,15 +199,18 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)
-        if context.photos.points is None:
-            # trained before, for photos that have come since: without points nothing tells where those see something
-            cells[: len(keys)] |= (index.states[index.treelets == row] == NodeState.TRAINED)[:, None, None, None]
+        # trained before, now again for photos that have come since
+        again = index.states[index.treelets == row] == NodeState.TRAINED
+        if context.photos.points is None:  # then nothing tells where those see something
+            cells |= again[:, None, None, None]
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
         seed = (s.training.seed, top.key)
         # a step on the device draws from what was put there once
         limit = task.pixel_bytes if device.type == "cpu" else None
         pixels = open_pixels(store, str(top), limit, s.training.passes, seed)
-        rays = int(s.training.passes * (1.0 - s.training.seed_share) * pixels.num_pixels)
+        # the seed stage knew nothing of photos that came after it
+        late = bool(again.any()) or (scene_inputs(header).extended and not filled.any())
+        rays = int(s.training.passes * (1.0 if late else 1.0 - s.training.seed_share) * pixels.num_pixels)
         frame = Frame(
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
             can_go_below=bottom < header.max_level,
