@@ -208,14 +208,15 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         # a step on the device draws from what was put there once
         limit = task.pixel_bytes if device.type == "cpu" else None
         pixels = open_pixels(store, str(top), limit, s.training.passes, seed)
-        # the seed stage knew nothing of photos that came after it
+        # the seed stage knew nothing of photos that came after it: what they show takes all passes and the full rate
         late = bool(again.any()) or (scene_inputs(header).extended and not filled.any())
+        warm = bool(filled.any()) and not late
         rays = int(s.training.passes * (1.0 if late else 1.0 - s.training.seed_share) * pixels.num_pixels)
         frame = Frame(
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
             can_go_below=bottom < header.max_level,
         )  # fmt: skip
-        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, warm=bool(filled.any()))
+        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, warm=warm)
         record = JournalRecord(
             treelet=str(top), status=TreeletState.FAILED, seconds=0.0, peak_bytes=0, steps=0,
             settings_fingerprint=settings_fingerprint(s), inputs_fingerprint=inputs_fingerprint(context),
