@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,22 @@ def test_without_points_cubes_in_view_decide(trained: str, grown: Path, former: 
     summary = train(scene, threads=1)
     assert summary.remaining == 0
     assert {r.treelet for r in summary.reports} >= set(report.marked)
+
+
+def test_a_photo_without_points_is_seen_by_where_its_rays_end(
+    trained: str, photos: PosedPhotos, tmp_path: Path
+) -> None:
+    assert photos.points is not None
+    rows = np.arange(20, dtype=np.int32)
+    rows[photos.names.index(NEW)] = -1
+    bare = replace(photos, points=photos.points.renumbered(rows))
+    scene = copy_scene(trained, tmp_path / "scene.zarr")
+    report = add_photos(some_photos(bare, np.arange(20), tmp_path / "data"), scene)
+    cells = {name: NodeId.parse(name) for name in report.marked}
+    assert len(cells) > 1
+    assert report.kept > 2
+    # the photo is of the low end of the first axis
+    assert all(node.x < 1 << (node.level - 1) for node in cells.values() if node.level), cells
 
 
 class Killed(BaseException):
