@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from arenas import random_arena, random_octree
+from arenas import random_arena, random_octree, random_points
 from cuda_checks import MARCHED, moved
 from torch import Tensor
 
