@@ -5,9 +5,8 @@ Two tiers: rows read ahead wait in host memory (`HostRows`), those drawn with li
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from infnerf_tiles.rendering.accounts import ByteMeter, CacheCounters, row_costs
 from infnerf_tiles.rendering.arena_memory import in_half, memory_for
 from infnerf_tiles.rendering.host_rows import HostRows, Item, Kind
 from infnerf_tiles.rendering.scene import drawable_octree
-from infnerf_tiles.rendering.waiting import finish
+from infnerf_tiles.rendering.waiting import Abort, finish
+from infnerf_tiles.rendering.working_set import NextUse, WorkingSet, working_set
 from infnerf_tiles.store.fetch import Fetch
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
@@ -33,16 +33,11 @@ LOCAL_THREADS, REMOTE_THREADS = 4, 16
 _log = logging.getLogger(__name__)
 
 
-class _WorkingSet(NamedTuple):
-    """Rows of the index's node table (ascending) and of its treelet table."""
-    nodes: Int64
-    treelets: Int64
-
-
 class NodeCache:
     """Loads rows of a scene store into an `Arena` and keeps them while there is room.
 
-    One caller at a time: the arena that `ensure` returns is whole until the next `ensure`.
+    One caller at a time: the arena that `ensure` returns is whole until the next `ensure`. `octree` has a row for every
+    node of the index; `dead`, bool[n], says which of them count as missing.
     """
 
     def __init__(
@@ -69,16 +64,16 @@ class NodeCache:
         self._shape = shape
         drawable = drawable_octree(index) if drawable is None else drawable
         whole = drawable.num_nodes == index.num_nodes
-        self._octree = drawable if whole else Octree(index.keys)
-        self._dead: Bool = np.zeros(index.num_nodes, np.bool_)
+        self.octree = drawable if whole else Octree(index.keys)
+        self.dead: Bool = np.zeros(index.num_nodes, np.bool_)
         if not whole:
-            self._dead[:] = True
-            self._dead[self._octree.index_of(drawable.keys)] = False
+            self.dead[:] = True
+            self.dead[self.octree.index_of(drawable.keys)] = False
         self._damaged: list[str] = []
-        self._row_of_root = self._octree.index_of(index.root_keys)
+        self._row_of_root = self.octree.index_of(index.root_keys)
         self._half = in_half(device)
         self.node_bytes, self.base_bytes, self.read_bytes = row_costs(shape, half=self._half)
-        num_slots = max(1, min(int((~self._dead).sum()), byte_budget // self.node_bytes))
+        num_slots = max(1, min(int((~self.dead).sum()), byte_budget // self.node_bytes))
         num_places = max(1, min(index.num_treelets, byte_budget // self.base_bytes))
         self._memory = memory_for(device, shape, num_slots, num_places)
         # node row <-> slot of the arena, treelet row <-> place in the dense buffer; -1 for none
@@ -143,7 +138,7 @@ class NodeCache:
     @property
     def smallest_working_set(self) -> int:
         """Bytes without which some sample cannot be drawn; see `smallest_working_set`."""
-        drawable = self._octree.without_rows(self._dead)
+        drawable = self.octree.without_rows(self.dead)
         return smallest_working_set(self._index, self._shape, drawable, half=self._half)
 
     @property
@@ -157,17 +152,28 @@ class NodeCache:
         rows = [row for kind, row in self._ahead.items if kind == "node"]
         return np.sort(self._index.keys[np.array(rows, np.int64)])
 
-    def bytes_of(self, keys: Int64) -> int:
-        """Bytes that the nodes int64[k] and all they stand on would take."""
-        return self._bytes(self._working_set(keys))
+    @property
+    def drawable(self) -> Bool:
+        """bool[n]: nodes that are resident with their bases."""
+        drawable: Bool = np.zeros(len(self._slot_of), np.bool_)
+        rows = self._row_at[self._row_at >= 0]
+        drawable[rows] = self._place_of[self._index.treelets[rows]] >= 0
+        return drawable
 
-    def missing_bytes(self, keys: Int64) -> int:
-        """Bytes of what the nodes int64[k] and all they stand on lack in the arena."""
-        wanted = self._working_set(keys)
-        nodes, treelets = self._slot_of[wanted.nodes] < 0, self._place_of[wanted.treelets] < 0
-        return int(nodes.sum()) * self.node_bytes + int(treelets.sum()) * self.base_bytes
+    def bytes_of(self, rows: Int64) -> int:
+        """Bytes that the nodes int64[k], rows of `octree`, and all they stand on would take."""
+        return self._bytes(self._standing_on(rows))
 
-    def ensure(self, keys: Int64, abort: Callable[[], bool] | None = None) -> Arena:
+    def missing_bytes(self, rows: Int64) -> int:
+        """Bytes of what the nodes int64[k], rows of `octree`, and all they stand on lack in the arena."""
+        return self._bytes(self._missing(self._standing_on(rows)))
+
+    def count_use(self, rows: Int64) -> None:
+        """Note that resident nodes, rows of `octree`, are drawn with, which nobody asked `ensure` for."""
+        with self._lock:
+            self._touch(self._standing_on(rows), tick=False)
+
+    def ensure(self, keys: Int64, abort: Abort | None = None, next_use: NextUse | None = None) -> Arena:
         """The arena with the nodes int64[k] resident, and whatever they stand on: their ancestors up to the root, and
         the bases of all their treelets.
 
@@ -176,9 +182,11 @@ class NodeCache:
         the octree's root. BudgetError if the set exceeds the budget. UnreachableError if a server fails.
 
         abort: asked now and then while rows are read; once it is true, reading is called off and Aborted raised.
+        next_use: of rows of `octree` int64[k], when they will be needed, so that what is needed last makes room first;
+        default: what was used least recently does.
         """
         with self._lock:
-            wanted = self._working_set(keys)
+            wanted = self._standing_on(self.octree.index_of(keys))
             if self._bytes(wanted) > self.byte_budget:
                 raise BudgetError(
                     f"memory budget: expected at least {format_bytes(self._bytes(wanted))} for {len(wanted.nodes)} "
@@ -186,7 +194,7 @@ class NodeCache:
                 )
             missing = self._touch(wanted)
             if len(missing.nodes) or len(missing.treelets):
-                self._make_room(self._bytes(missing))
+                self._make_room(self._bytes(missing), next_use)
                 self._load(missing, abort)
                 self._arena = None
             if self._arena is None:
@@ -199,12 +207,10 @@ class NodeCache:
         with self._lock:
             items: dict[Item, None] = {}
             for part in keys:
-                wanted = self._working_set(part)
+                missing = self._missing(self._standing_on(self.octree.index_of(part)))
                 # coarse ones first: without them the fine ones cannot be drawn
-                nodes = wanted.nodes[self._slot_of[wanted.nodes] < 0]
-                treelets = wanted.treelets[self._place_of[wanted.treelets] < 0]
-                items.update((("base", int(row)), None) for row in treelets)
-                items.update((("node", int(row)), None) for row in nodes)
+                items.update((("base", int(row)), None) for row in missing.treelets)
+                items.update((("node", int(row)), None) for row in missing.nodes)
             self._ahead.request(list(items))
 
     def close(self) -> None:
@@ -212,42 +218,36 @@ class NodeCache:
         self._ahead.close()
         self._pool.shutdown(wait=True)
 
-    def _bytes(self, rows: _WorkingSet) -> int:
+    def _bytes(self, rows: WorkingSet) -> int:
         return len(rows.nodes) * self.node_bytes + len(rows.treelets) * self.base_bytes
 
-    def _working_set(self, keys: Int64) -> _WorkingSet:
-        rows = self._octree.index_of(keys)
-        marked = np.zeros(self._octree.num_nodes, np.bool_)
-        new = rows[rows >= 0]
-        while len(new):
-            marked[new] = True
-            above = self._octree.parents[new]
-            above = above[above >= 0]
-            new = np.unique(above[~marked[above]])
-        nodes = np.flatnonzero(marked & ~self._dead)
-        return _WorkingSet(nodes, np.unique(self._index.treelets[nodes]).astype(np.int64))
+    def _standing_on(self, rows: Int64) -> WorkingSet:
+        return working_set(self.octree, self._index, rows, self.dead)
 
-    def _touch(self, wanted: _WorkingSet) -> _WorkingSet:
-        """Mark what is resident as used now, which pins it; returns what is not resident."""
-        self._tick += 1
+    def _missing(self, wanted: WorkingSet) -> WorkingSet:
+        nodes, treelets = wanted
+        return WorkingSet(nodes[self._slot_of[nodes] < 0], treelets[self._place_of[treelets] < 0])
+
+    def _touch(self, wanted: WorkingSet, *, tick: bool = True) -> WorkingSet:
+        """Mark what is resident as used now, which pins it until the next tick; returns what is not resident."""
+        self._tick += tick
         self._count_touched(wanted)
         slots, places = self._slot_of[wanted.nodes], self._place_of[wanted.treelets]
         self._slot_used[slots[slots >= 0]] = self._tick
         self._place_used[places[places >= 0]] = self._tick
-        missing = _WorkingSet(wanted.nodes[slots < 0], wanted.treelets[places < 0])
+        missing = self._missing(wanted)
         num_missing = len(missing.nodes) + len(missing.treelets)
         self.counters.misses += num_missing
         self.counters.hits += len(slots) + len(places) - num_missing
         return missing
 
-    def _count_touched(self, wanted: _WorkingSet) -> None:
+    def _count_touched(self, wanted: WorkingSet) -> None:
         shape = self._shape
-        new_nodes = int((~self._node_touched[wanted.nodes]).sum())
-        new_bases = int((~self._base_touched[wanted.treelets]).sum())
+        new_nodes, new_bases = (~self._node_touched[wanted.nodes]).sum(), (~self._base_touched[wanted.treelets]).sum()
         self._node_touched[wanted.nodes] = True
         self._base_touched[wanted.treelets] = True
         row = 2 * shape.row_length + shape.occupancy_bytes
-        self.counters.touched_bytes += new_nodes * row + new_bases * 2 * shape.base_length
+        self.counters.touched_bytes += int(new_nodes * row + new_bases * 2 * shape.base_length)
 
     # --- what comes and goes: only the next two methods change what is resident ----------------------------------
 
@@ -281,28 +281,31 @@ class NodeCache:
         self._total += num_bytes
         self._meter.add(num_bytes)
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int, next_use: NextUse | None) -> None:
         excess = self._total + num_bytes - self.byte_budget
         if excess <= 0:
             return
-        for kind, row in self._least_recent():
+        for kind, row in self._needed_last(next_use):
             self._drop(kind, row)
             self.counters.evictions += 1
             excess -= self.node_bytes if kind == "node" else self.base_bytes
             if excess <= 0:
                 return
 
-    def _least_recent(self) -> Iterator[Item]:
-        """What is not pinned, least recently used first; of what was used together, the finest level first."""
+    def _needed_last(self, next_use: NextUse | None) -> Iterator[Item]:
+        """What is not pinned; that which is needed last, or was used least recently, comes first; of several such, the
+        finest level."""
         slots = np.flatnonzero((self._row_at >= 0) & (self._slot_used < self._tick))
         places = np.flatnonzero((self._treelet_at >= 0) & (self._place_used < self._tick))
         rows, treelets = self._row_at[slots], self._treelet_at[places]
         used = np.concatenate([self._slot_used[slots], self._place_used[places]])
-        level = np.concatenate([self._octree.levels[rows], self._octree.levels[self._row_of_root[treelets]]])
+        level = np.concatenate([self.octree.levels[rows], self.octree.levels[self._row_of_root[treelets]]])
+        if next_use is not None:
+            used = -next_use(np.concatenate([rows, self._row_of_root[treelets]]))
         for i in np.lexsort((-level, used)).tolist():
             yield ("node", int(rows[i])) if i < len(rows) else ("base", int(treelets[i - len(rows)]))
 
-    def _load(self, missing: _WorkingSet, abort: Callable[[], bool] | None) -> None:
+    def _load(self, missing: WorkingSet, abort: Abort | None) -> None:
         admitted: list[Item] = [("node", int(row)) for row in missing.nodes]
         admitted += [("base", int(row)) for row in missing.treelets]
         fetch = [Fetch() for _ in admitted]
@@ -373,17 +376,17 @@ class NodeCache:
                     f"scene {self._store.name}: the octree's root cannot be drawn ({error}); run 'verify --repair' "
                     "and then 'train'"
                 ) from error
-            if not self._dead[top]:
+            if not self.dead[top]:
                 node = NodeId.from_key(int(self._index.keys[top]))
                 self._damaged.append(str(node))
                 _log.warning("node %s is damaged, coarser nodes are drawn there: %s", node, error)
-            self._dead[top] = True
-        for level in range(1, self._octree.depth + 1):
-            rows = np.flatnonzero(self._octree.levels == level)
-            self._dead[rows] |= self._dead[self._octree.parents[rows]]
-        for row in np.flatnonzero(self._dead & (self._slot_of >= 0)).tolist():
+            self.dead[top] = True
+        for level in range(1, self.octree.depth + 1):
+            rows = np.flatnonzero(self.octree.levels == level)
+            self.dead[rows] |= self.dead[self.octree.parents[rows]]
+        for row in np.flatnonzero(self.dead & (self._slot_of >= 0)).tolist():
             self._drop("node", row)
-        for treelet in np.flatnonzero(self._dead[self._row_of_root] & (self._place_of >= 0)).tolist():
+        for treelet in np.flatnonzero(self.dead[self._row_of_root] & (self._place_of >= 0)).tolist():
             self._drop("base", treelet)
 
     def _linked(self) -> Arena:

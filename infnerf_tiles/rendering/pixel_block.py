@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infnerf_tiles.arrays import Float32, Float64, Int64
+from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, Int64
 from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.field.shading import DECODER_BLOCK, shade
 from infnerf_tiles.geometry.camera import Camera, unproject
 from infnerf_tiles.geometry.node_id import RootCube
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays
+from infnerf_tiles.kernels.cpu.reach import reach
 from infnerf_tiles.rendering.ray_state import RayState, march_and_composite
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.rendering.selection import RayBundle, bundle_of
@@ -135,27 +136,47 @@ class HostBlock:
         pose = self.sight.pose
         return bundle_of(pose[:, 3], self._directions[rows], self.sight.footprint, pose[:, :3])
 
-    def march(self, rows: Int64, arena: Arena, end: int | None) -> None:
-        """Carry some rays forward to lattice step `end` (None: to their end)."""
+    def waiting(self, rows: Int64 | None) -> Int64:
+        """Which of these rays (None: of all) go on."""
+        alive = self._state.alive(self.sight.stop).numpy()
+        going: Int64 = np.flatnonzero(alive) if rows is None else rows[alive[rows]]
+        return going
+
+    def reach(
+        self, rows: Int64, children: Int32, held: Bool, dead: Bool, *, beyond: bool = False
+    ) -> tuple[Int64, Int32, Bool]:
+        """How far some rays can go on with the nodes that are held; as `kernels.cpu.reach`."""
+        start = self._state.next_step[torch.from_numpy(rows)]
+        return reach(
+            self._rays(rows), self.sight.lattice,
+            start=start, children=children, held=held, dead=dead, beyond=beyond,
+        )  # fmt: skip
+
+    def march(self, rows: Int64, arena: Arena, ends: Int64) -> None:
+        """Carry rays int64[k] forward to lattice steps int64[k] (END: to their end)."""
         sight = self.sight
         field = partial(shade, arena, self._scene.decoder)
-        origin = torch.from_numpy(sight.root.to_unit(sight.pose[:, 3]))
+        ahead = self._state.next_step.numpy()[rows] < ends
+        rows, ends = rows[ahead], ends[ahead]
         for start in range(0, len(rows), _PACKET):
-            index = torch.from_numpy(rows[start : start + _PACKET])
-            num = len(index)
-            rays = Rays(
-                origins=origin.expand(num, 3),
-                directions=torch.from_numpy(self._directions)[index] / sight.root.edge,
-                footprint=torch.full((num,), sight.footprint, dtype=torch.float64),
-                offset=torch.full((num,), OFFSET, dtype=torch.float64),
-            )
+            part = slice(start, start + _PACKET)
+            index = torch.from_numpy(rows[part])
             state = self._state.subset(index)
             march_and_composite(
-                arena, field, rays, self._basis[index], state, sight.lattice,
-                stop=sight.stop, end=end, round_samples=self._round_samples,
+                arena, field, self._rays(rows[part]), self._basis[index], state, sight.lattice,
+                stop=sight.stop, end=torch.from_numpy(ends[part]), round_samples=self._round_samples,
             )  # fmt: skip
             self._state.put(index, state)
         self.num_samples = self._state.num_samples
+
+    def _rays(self, rows: Int64) -> Rays:
+        sight, num = self.sight, len(rows)
+        return Rays(
+            origins=torch.from_numpy(sight.root.to_unit(sight.pose[:, 3])).expand(num, 3),
+            directions=torch.from_numpy(self._directions[rows]) / sight.root.edge,
+            footprint=torch.full((num,), sight.footprint, dtype=torch.float64),
+            offset=torch.full((num,), OFFSET, dtype=torch.float64),
+        )
 
     def shown(self, affine: Float32 | Float64 | None) -> Shown:
         """What the pixels show so far; affine: float[3, 4], colour transform of a photo."""

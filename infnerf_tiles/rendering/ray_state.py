@@ -13,6 +13,7 @@ from torch import Tensor
 from infnerf_tiles.field.shading import FieldFn
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
+from infnerf_tiles.kernels.cpu.reach import END
 
 ROUND_SAMPLES = 1 << 16
 """Samples that a round aims at; few per ray, since what lies behind an opaque surface is shaded for nothing."""
@@ -78,11 +79,12 @@ def march_and_composite(
     settings: MarchSettings,
     *,
     stop: float,
-    end: int | None = None,
+    end: Tensor | int | None = None,
     adapt: bool = True,
     round_samples: int = ROUND_SAMPLES,
 ) -> None:
-    """Carry the state of Q rays forward, in place, to lattice step `end` (not included; None: to their end).
+    """Carry the state of Q rays forward, in place, to lattice step `end` (not included; int64 [Q] where each has its
+    own, END among them; None: to their end).
 
     Args:
         arena: topology and occupancy that decide where samples lie.
@@ -94,21 +96,22 @@ def march_and_composite(
         round_samples: about how many samples are shaded at once; the result does not depend on it.
     """
     kernels = for_device(arena.device)
+    ends = torch.full_like(state.next_step, END)
+    ends[:] = END if end is None else end
     while True:
-        going = state.alive(stop)
-        if end is not None:
-            going &= state.next_step < end
+        going = state.alive(stop) & (state.next_step < ends)
         num = int(going.sum())
         if not num:
             return
         start = torch.where(going, state.next_step, -1)
         limit = min(max(round_samples // num, _FEWEST), _MOST)
+        limit = min(limit, int(torch.where(going, ends - state.next_step, 1).max()))
         samples: Samples = kernels.march(rays, arena, settings, start=start, limit=limit, adapt=adapt)
         next_step = samples.next_step
         if end is not None:
-            samples = _before(samples, rays, settings, end)
+            samples = _before(samples, rays, settings, ends)
             # what lies behind `end` was looked for in an arena that need not hold it
-            next_step = torch.where((next_step < 0) | (next_step > end), end, next_step)
+            next_step = torch.where((ends < END) & ((next_step < 0) | (next_step > ends)), ends, next_step)
         state.next_step = torch.where(going, next_step, state.next_step)
         if not samples.count:
             continue
@@ -135,13 +138,13 @@ def _facts(samples: Samples, arena: Arena) -> Tensor:
     return facts
 
 
-def _before(samples: Samples, rays: Rays, settings: MarchSettings, end: int) -> Samples:
-    """The samples of lattice steps below `end`."""
+def _before(samples: Samples, rays: Rays, settings: MarchSettings, ends: Tensor) -> Samples:
+    """The samples of lattice steps below `ends`, int64 [Q]."""
     ray = samples.ray.long()
     c = settings.step * rays.footprint[ray]
     steps = torch.log(samples.t.double() / (settings.near * (1.0 + 0.5 * c))) / torch.log1p(c) - rays.offset[ray]
     # steps are whole numbers but for the rounding of t
-    kept = steps < end - 0.5
+    kept = steps < ends[ray].double() - 0.5
     before = torch.cat([samples.ray_start.new_zeros(1), torch.cumsum(kept, 0)])
     columns = {
         field.name: getattr(samples, field.name)[kept]

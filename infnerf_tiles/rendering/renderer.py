@@ -17,6 +17,7 @@ from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
 from infnerf_tiles.rendering.arena_memory import in_half
 from infnerf_tiles.rendering.device_block import DeviceBlock, Painter
+from infnerf_tiles.rendering.front import carry
 from infnerf_tiles.rendering.node_cache import LOCAL_THREADS, REMOTE_THREADS, NodeCache
 from infnerf_tiles.rendering.pixel_block import HostBlock, Part, Sight
 from infnerf_tiles.rendering.ray_state import ROUND_SAMPLES
@@ -27,7 +28,7 @@ from infnerf_tiles.units import format_bytes
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
-_HOST_BLOCK, _DEVICE_BLOCK = 256, 2048
+_HOST_BLOCK, _DEVICE_BLOCK = 512, 2048
 """Pixels; the edge of the part of a picture that is in work at a time."""
 _SMALL = 32  # pixels; parts this small share their nodes, so that cutting the distance helps more than halving them
 _EAGER_NODES = 64  # more nodes than this are not read before it is known that nothing in front of them hides them
@@ -141,7 +142,11 @@ class Renderer:
             with self._lock:  # block by block, so that others get their turn
                 set_threads(self._threads)
                 block = self._new_block(sight, window)
-                self._draw(block, None, 0, None)
+                if isinstance(block, HostBlock):
+                    eye = sight.root.to_unit(sight.pose[:, 3])
+                    carry(block, self.cache, eye, self._eager_bytes, abort)
+                else:
+                    self._draw(block, None, 0, None)
                 self._finish(block, affine, picture)
             num_samples += block.num_samples
             num_pixels += window.width * window.height
@@ -225,9 +230,9 @@ class Renderer:
             return HostBlock(sight, window, self.scene, self._round_samples)
         return DeviceBlock(sight, window, self._painter)
 
-    def _draw(self, block: HostBlock | DeviceBlock, part: Part | None, first: int, end: int | None) -> None:
+    def _draw(self, block: DeviceBlock, part: Part | None, first: int, end: int | None) -> None:
         """Carry the rays of a part (None: of the whole block), which stand at lattice step `first`, to `end` (None: to
-        their end).
+        their end), on a device, where they cannot be looked at one by one.
 
         What needs more nodes than the budget holds is halved: in the picture while it is large, then in distance, and
         at last in the picture down to one pixel. What fits but would read many nodes is halved in distance, so that
@@ -242,8 +247,9 @@ class Renderer:
         keys = self._select(block, rows, first, end)
         last = sight.last_step() if end is None else end
         middle = (first + last) // 2
-        if self.cache.bytes_of(keys) <= self.cache.byte_budget:
-            if last - first > _FINEST_CUT and self.cache.missing_bytes(keys) > self._eager_bytes:
+        wanted = self.cache.octree.index_of(keys)
+        if self.cache.bytes_of(wanted) <= self.cache.byte_budget:
+            if last - first > _FINEST_CUT and self.cache.missing_bytes(wanted) > self._eager_bytes:
                 self._draw(block, part, first, middle)
                 self._draw(block, part, middle, end)
             else:
@@ -262,7 +268,7 @@ class Renderer:
                 self._draw(block, half, first, end)
         else:
             raise BudgetError(
-                f"memory budget: expected at least {format_bytes(self.cache.bytes_of(keys))} for one sample on the "
+                f"memory budget: expected at least {format_bytes(self.cache.bytes_of(wanted))} for one sample on the "
                 f"faces of {len(keys)} nodes, got {format_bytes(self.memory_budget)}; give a little more"
             )
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from typing import Any
 
+Abort = Callable[[], bool]
+"""Says whether the caller wants to stop."""
 _POLL_SECONDS = 0.05
 
 
@@ -11,7 +13,7 @@ class Aborted(Exception):
     """The caller asked to stop; nothing failed."""
 
 
-def finish(jobs: Iterable[Future[Any]], abort: Callable[[], bool] | None) -> None:
+def finish(jobs: Iterable[Future[Any]], abort: Abort | None) -> None:
     """Wait for reads; raises the first failure, or Aborted."""
     pending = set(jobs)
     while pending:
