@@ -258,6 +258,8 @@ def _render_table(report: "RenderReport") -> RenderableType:
         "nodes found in memory, read, dropped": (
             f"{report.hits + report.ready:,}, {report.misses - report.ready:,}, {report.evictions:,}"
         ),
+        "found in memory": f"{report.hit_rate:.1%}",
+        "frames that waited for a node, but the first": f"{report.frames_waited:,}",
         "read, of distinct nodes": f"{size_text(report.bytes_read)}, {size_text(report.bytes_touched)}",
         "memory for nodes: allowed, most taken": f"{size_text(report.memory_budget)}, {size_text(report.node_peak)}",
     }

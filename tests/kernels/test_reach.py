@@ -93,10 +93,10 @@ def steps_of(t: Tensor, rays: Rays, ray: Tensor) -> Tensor:
 def test_a_march_up_to_there_draws_with_held_nodes_alone(rng: np.random.Generator) -> None:
     octree = some_octree(rng)
     arena = random_arena(rng, octree, (0, 2), shape=SHAPE, fill=0.5)
-    rays = random_rays(rng, 300, edge=EDGE, footprint=0.02)
+    rays = random_rays(rng, 1500, edge=EDGE, footprint=0.02)
     held = closed(octree, rng.random(octree.num_nodes) < 0.7)
     none = np.zeros_like(held)
-    start = torch.zeros(300, dtype=torch.int64)
+    start = torch.zeros(1500, dtype=torch.int64)
     ends, _, _ = reach(rays, SETTINGS, start=start, children=octree.children, held=held, dead=none)
     samples = cpu.march(rays, arena, SETTINGS, adapt=True)
     ray = samples.ray.long()

@@ -1,18 +1,15 @@
-"""Camera paths: geometry of the generated ones, what the photos tell, and path files."""
+"""Camera paths: geometry of the generated ones."""
 
-import json
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from rendering.captures import CAMERA, CAPTURES, Z, circle, keys_on_a_bend, survey, walk
 
 from infnerf_tiles.arrays import Float64
-from infnerf_tiles.errors import DataError, DatasetError, SettingsError
-from infnerf_tiles.geometry.camera import Camera, PosedCameras
-from infnerf_tiles.geometry.rotation import look_at, quaternions_from_rotations, rotations_from_quaternions
-from infnerf_tiles.rendering import path_files
+from infnerf_tiles.errors import DatasetError, SettingsError
+from infnerf_tiles.geometry.camera import PosedCameras
+from infnerf_tiles.geometry.rotation import look_at
 from infnerf_tiles.rendering.camera_paths import (
     PATH_KINDS,
     CameraPath,
@@ -22,129 +19,8 @@ from infnerf_tiles.rendering.camera_paths import (
     interpolate,
     make_path,
     orbit,
-    read_path_file,
     spiral,
-    write_path_file,
 )
-from infnerf_tiles.rendering.vantage import focus_point, path_camera, world_up
-
-CAMERA = Camera(model="PINHOLE", width=320, height=240, params=(300.0, 300.0, 160.0, 120.0))
-Z = np.array([0.0, 0.0, 1.0])
-
-
-def posed(eyes: Float64, targets: Float64, up: Float64 = Z, cameras: tuple[Camera, ...] = (CAMERA,)) -> PosedCameras:
-    index = np.arange(len(eyes), dtype=np.int32) % len(cameras)
-    return PosedCameras(cameras=cameras, camera_index=index, camera_to_world=look_at(eyes, targets, up))
-
-
-def turned(cameras: PosedCameras, rotation: Float64) -> PosedCameras:
-    """The same photos in a world frame turned by a rotation."""
-    return PosedCameras(
-        cameras=cameras.cameras, camera_index=cameras.camera_index, camera_to_world=rotation @ cameras.camera_to_world
-    )
-
-
-def survey() -> PosedCameras:
-    """A drone's lawnmower pattern: straight down, the heading turned by half a circle on every other line."""
-    x, y = np.meshgrid(np.arange(6.0), np.arange(6.0), indexing="ij")
-    eyes = np.stack([x.ravel() * 10, y.ravel() * 10, np.full(36, 50.0)], axis=1)
-    poses = look_at(eyes, eyes - [0, 0, 50.0], np.array([0.0, 1.0, 0.0]))
-    poses[x.ravel() % 2 == 1, :, :2] *= -1
-    tilt = rotations_from_quaternions(np.random.default_rng(0).normal([1, 0, 0, 0], [0, 0.03, 0.03, 0.1], size=(36, 4)))
-    poses[:, :, :3] = poses[:, :, :3] @ tilt
-    return PosedCameras(cameras=(CAMERA,), camera_index=np.zeros(36, dtype=np.int32), camera_to_world=poses)
-
-
-def walk(pitch: float = -0.1, heading_spread: float = math.pi) -> PosedCameras:
-    """Photos on foot, camera held upright, looking in many directions."""
-    rng = np.random.default_rng(1)
-    eyes = np.column_stack([rng.uniform(0, 20, size=(40, 2)), rng.normal(1.7, 0.05, size=40)])
-    heading = rng.uniform(-heading_spread, heading_spread, size=40)
-    targets = eyes + np.column_stack([np.cos(heading), np.sin(heading), np.full(40, math.tan(pitch))])
-    return posed(eyes, targets)
-
-
-def circle(tilt: float) -> PosedCameras:
-    """Photos around an object, looking down at it by `tilt` radians."""
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    eyes = 5 * np.column_stack([np.cos(angle), np.sin(angle), np.full(24, math.tan(tilt))]) + [3.0, 4.0, 1.0]
-    return posed(eyes, np.broadcast_to([3.0, 4.0, 1.0], eyes.shape))
-
-
-def on_its_side(cameras: PosedCameras) -> PosedCameras:
-    """The same photos with the camera turned by a quarter about its view: portrait shots stored as landscape."""
-    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    poses = cameras.camera_to_world.copy()
-    poses[:, :, :3] = poses[:, :, :3] @ quarter
-    return PosedCameras(cameras=cameras.cameras, camera_index=cameras.camera_index, camera_to_world=poses)
-
-
-CAPTURES = {
-    "survey": survey(),
-    "walk": walk(),
-    "walk looking one way": walk(heading_spread=0.6),
-    "portrait walk": on_its_side(walk()),
-    "low circle": circle(0.2),
-    "high circle": circle(1.2),
-    "half way": circle(math.pi / 4),
-}
-
-
-@pytest.mark.parametrize("name", CAPTURES)
-def test_world_up_is_found_in_any_world_frame(name: str) -> None:
-    rotation = rotations_from_quaternions(np.random.default_rng(2).normal(size=(5, 4)))
-    for turn in rotation:
-        up = world_up(turned(CAPTURES[name], turn))
-        assert np.degrees(np.arccos(np.clip(up @ turn @ Z, -1, 1))) < 3.0
-        assert np.linalg.norm(up) == pytest.approx(1.0)
-
-
-def test_photos_pitched_down_in_one_direction_do_not_tilt_the_vertical_much() -> None:
-    pitch = -0.35
-    up_is_minus_y = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # the frame of an untouched reconstruction
-    up = world_up(turned(walk(pitch=pitch, heading_spread=0.7), up_is_minus_y))
-    assert np.arccos(up @ up_is_minus_y @ Z) < abs(pitch) / 3
-
-
-def test_photos_from_above_with_one_heading_are_told_from_photos_of_a_wall_by_the_world_frame() -> None:
-    eyes = np.array([[x, y, 50.0] for x in range(4) for y in range(4)])
-    from_a_kite = posed(eyes, eyes + np.array([0.0, 15.0, -50.0]), up=np.array([0.0, 1.0, 0.0]))
-    np.testing.assert_array_equal(world_up(from_a_kite), Z)
-    of_a_wall = posed(eyes, eyes + np.array([0.0, 50.0, -15.0]))
-    np.testing.assert_array_equal(world_up(of_a_wall), Z)
-
-
-def test_focus_is_where_the_photos_look() -> None:
-    np.testing.assert_allclose(focus_point(circle(0.4)), [3.0, 4.0, 1.0], atol=0.02)
-
-
-def test_focus_of_parallel_views_lies_in_front_of_them() -> None:
-    eyes = np.array([[x, y, 10.0] for x in range(3) for y in range(3)])
-    focus = focus_point(posed(eyes, eyes - Z))
-    np.testing.assert_allclose(focus[:2], [1.0, 1.0], atol=1e-9)
-    assert focus[2] < 10.0
-
-
-def test_focus_of_shaky_views_from_above_is_not_among_the_cameras() -> None:
-    assert focus_point(survey())[2] < 40.0
-
-
-def test_path_camera_is_the_most_used_one_and_shows_no_more_than_it() -> None:
-    rare = Camera(model="PINHOLE", width=100, height=100, params=(50.0, 50.0, 50.0, 50.0))
-    common = Camera(model="SIMPLE_RADIAL", width=400, height=300, params=(400.0, 210.0, 140.0, 0.1))
-    cameras = PosedCameras(
-        cameras=(rare, common),
-        camera_index=np.array([1, 0, 1], np.int32),
-        camera_to_world=circle(0.1).camera_to_world[:3],
-    )
-    assert path_camera(cameras) == Camera(model="PINHOLE", width=400, height=300, params=(400.0, 400.0, 200.0, 150.0))
-    for size in ((1280, 720), (300, 600), (400, 300)):
-        wide = path_camera(cameras, size)
-        assert (wide.width, wide.height) == size
-        half_views = (wide.width / wide.fx / 2, wide.height / wide.fy / 2)
-        assert half_views[0] <= 0.5 + 1e-12
-        assert half_views[1] <= 0.375 + 1e-12
-        assert half_views[0] == pytest.approx(0.5) or half_views[1] == pytest.approx(0.375)
 
 
 @pytest.mark.parametrize("up", [Z, np.array([1.0, 2.0, 0.5]), np.array([-1.0, 0.0, 0.0])])
@@ -170,13 +46,6 @@ def test_spiral_shrinks_by_the_same_factor_every_frame() -> None:
     distance = np.linalg.norm(path.camera_to_world[:, :, 3], axis=1)
     np.testing.assert_allclose(distance[0] / distance[-1], 4.0)
     np.testing.assert_allclose(distance[1:] / distance[:-1], 4.0 ** (-1 / 30))
-
-
-def keys_on_a_bend() -> Float64:
-    """Unevenly spaced poses that look ahead along a winding road."""
-    t = np.array([0.0, 0.5, 1.5, 1.8, 3.0, 4.2])
-    eyes = np.column_stack([10 * t, 6 * np.sin(t), 2 + 0.5 * np.cos(2 * t)])
-    return look_at(eyes, eyes + np.column_stack([np.full(6, 10.0), 6 * np.cos(t), np.full(6, -1.0)]), Z)
 
 
 def turn_angles(poses: Float64) -> Float64:
@@ -308,146 +177,6 @@ def test_unknown_paths_are_refused(tmp_path: Path) -> None:
         make_path("orbit", survey(), frames=0)
     with pytest.raises(DatasetError, match="poses"):
         make_path("orbit", survey().subset(np.array([], dtype=np.int64)))
-
-
-def test_path_file_round_trips_exactly(tmp_path: Path) -> None:
-    path = orbit(CAMERA, centre=np.array([1e6, 2e6, 3.0]), radius=4.0, height=1.0, frames=7, fps=24)
-    file = tmp_path / "path.json"
-    write_path_file(file, path)
-    back = read_path_file(file)
-    assert back.camera == path.camera
-    np.testing.assert_array_equal(back.camera_to_world[:, :, 3], path.camera_to_world[:, :, 3])
-    np.testing.assert_allclose(back.camera_to_world, path.camera_to_world, atol=1e-15)
-    assert back.fps == pytest.approx(24)
-    assert read_path_file(file, frames=3).num_frames == 3
-    assert make_path(str(file), survey(), size=(32, 24)).camera.width == 32
-
-
-def own_file(**changes: Any) -> dict[str, Any]:
-    camera = {"model": "PINHOLE", "width": 320, "height": 240, "params": [300, 300, 160, 120]}
-    poses = keys_on_a_bend().tolist()
-    content = {"format": path_files.FORMAT, "version": 1, "fps": 24, "camera": camera, "key_poses": poses, "frames": 50}
-    return {key: value for key, value in (content | changes).items() if value is not None}
-
-
-def nerfstudio_file(**changes: Any) -> dict[str, Any]:
-    poses = keys_on_a_bend()
-    poses[:, :, 1:3] *= -1
-    flat = np.concatenate([poses, np.tile([0.0, 0, 0, 1], (len(poses), 1, 1))], axis=1).reshape(len(poses), 16)
-    frames = [{"camera_to_world": row.tolist(), "fov": 50.0, "aspect": 1.5} for row in flat]
-    content = {
-        "camera_type": "perspective",
-        "render_width": 300,
-        "render_height": 200,
-        "fps": 24,
-        "camera_path": frames,
-    }
-    return content | changes
-
-
-def write(folder: Path, content: object) -> Path:
-    path = folder / "path.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
-
-
-def test_key_poses_in_a_file_are_flown_through(tmp_path: Path) -> None:
-    path = read_path_file(write(tmp_path, own_file()))
-    expected = flythrough(CAMERA, keys_on_a_bend(), frames=50)
-    np.testing.assert_allclose(path.camera_to_world, expected.camera_to_world, atol=1e-9)
-    assert path.fps == pytest.approx(24)
-    assert read_path_file(tmp_path / "path.json", frames=20).num_frames == 20
-    closed = read_path_file(write(tmp_path, own_file(loop=True)))
-    np.testing.assert_allclose(
-        closed.camera_to_world, flythrough(CAMERA, keys_on_a_bend(), frames=50, loop=True).camera_to_world, atol=1e-9
-    )
-
-
-def test_nerfstudio_paths_are_converted_to_our_axes(tmp_path: Path) -> None:
-    path = read_path_file(write(tmp_path, nerfstudio_file()))
-    np.testing.assert_allclose(path.camera_to_world, keys_on_a_bend(), atol=1e-12)
-    assert (path.camera.width, path.camera.height) == (300, 200)
-    assert 2 * np.degrees(np.arctan(100 / path.camera.fy)) == pytest.approx(
-        50.0
-    )  # the field of view is the vertical one
-
-
-def with_entry(content: dict[str, Any], name: str, index: int, value: Any) -> dict[str, Any]:
-    entries = list(content[name])
-    entries[index] = value
-    return content | {name: entries}
-
-
-MIRRORED = [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 0]]
-SCALED = [[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]]
-HUGE = [[1e200, 0, 0, 0], [0, 1e200, 0, 0], [0, 0, 1e200, 0]]
-BAD_FILES: dict[str, tuple[object, str]] = {
-    "no JSON": ("{", "expected JSON"),
-    "not a number": (json.dumps(own_file()).replace("24", "NaN"), "NaN"),
-    "too deep": ("[" * 100_000, "expected JSON"),
-    "a list": ([], "object"),
-    "something else": ({"frames": []}, "camera_path"),
-    "future version": (own_file(version=2), "version"),
-    "no camera": (own_file(camera=None), "camera"),
-    "unknown model": (own_file(camera={"model": "MAGIC", "width": 1, "height": 1, "params": []}), "MAGIC"),
-    "huge picture": (
-        own_file(camera={"model": "PINHOLE", "width": 10**9, "height": 1, "params": [1, 1, 1, 1]}),
-        "width",
-    ),
-    "text for a number": (
-        own_file(camera={"model": "PINHOLE", "width": 9, "height": 9, "params": ["1"]}),
-        r"params\[0\]",
-    ),
-    "no frames": (own_file(frames=None), "frames"),
-    "too many frames": (own_file(frames=10**7), "frames"),
-    "half a frame": (own_file(frames=1.5), "frames"),
-    "both kinds": (own_file(camera_to_world=[]), "either"),
-    "no poses": (own_file(key_poses=[]), "key_poses"),
-    "poses missing": (own_file(key_poses=None), "either"),
-    "short pose": (with_entry(own_file(), "key_poses", 2, [[1, 0, 0, 0]]), r"key_poses\[2\]"),
-    "mirrored pose": (with_entry(own_file(), "key_poses", 3, MIRRORED), r"key_poses\[3\].*rotation"),
-    "scaled pose": (with_entry(own_file(), "key_poses", 1, SCALED), r"key_poses\[1\].*rotation"),
-    "overflowing pose": (with_entry(own_file(), "key_poses", 1, HUGE), r"key_poses\[1\].*rotation"),
-    "zero fps": (own_file(fps=0), "fps"),
-    "infinite fps": (json.dumps(own_file()).replace('"fps": 24', '"fps": 1e999'), "fps"),
-    "loop by word": (own_file(loop="yes"), "loop"),
-    "fisheye": (nerfstudio_file(camera_type="fisheye"), "perspective"),
-    "empty nerfstudio": (nerfstudio_file(camera_path=[]), "camera_path"),
-    "no size": (nerfstudio_file(render_width=None), "render_width"),
-    "nerfstudio without poses": (nerfstudio_file(camera_path=[{"fov": 50}]), r"camera_path\[0\]\.camera_to_world"),
-    "nerfstudio of words": (nerfstudio_file(camera_path=["a"]), "camera_path"),
-    "flat view": (nerfstudio_file(camera_path=[nerfstudio_file()["camera_path"][0] | {"fov": 180}]), "fov"),
-    "zoom": (
-        with_entry(nerfstudio_file(), "camera_path", 2, nerfstudio_file()["camera_path"][2] | {"fov": 40}),
-        r"camera_path\[2\]\.fov.*zoom",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_wrong_path_files_are_refused_by_place(name: str, tmp_path: Path) -> None:
-    content, message = BAD_FILES[name]
-    with pytest.raises(DataError, match=message) as caught:
-        read_path_file(write(tmp_path, content))
-    assert "path.json" in str(caught.value)
-    assert len(str(caught.value)) < 600
-
-
-def test_path_files_are_read_only_up_to_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path, own_file())
-    monkeypatch.setattr(path_files, "MAX_FILE_BYTES", 100)
-    with pytest.raises(DataError, match="at most 100 bytes"):
-        read_path_file(file)
-
-
-def test_rotations_with_few_digits_are_mended(tmp_path: Path) -> None:
-    rounded = np.round(keys_on_a_bend(), 4)
-    path = read_path_file(write(tmp_path, own_file(camera_to_world=rounded.tolist(), key_poses=None, frames=None)))
-    rotation = path.camera_to_world[:, :, :3]
-    np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (6, 1, 1)), atol=1e-12)
-    np.testing.assert_allclose(
-        quaternions_from_rotations(rotation), quaternions_from_rotations(keys_on_a_bend()[:, :, :3]), atol=1e-3
-    )
 
 
 def test_a_path_checks_its_shapes() -> None:
