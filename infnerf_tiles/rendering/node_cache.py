@@ -22,7 +22,7 @@ from infnerf_tiles.rendering.arena_memory import in_half, memory_for
 from infnerf_tiles.rendering.host_rows import HostRows, Item, Kind
 from infnerf_tiles.rendering.scene import drawable_octree
 from infnerf_tiles.rendering.waiting import Abort, finish
-from infnerf_tiles.rendering.working_set import NextUse, WorkingSet, working_set
+from infnerf_tiles.rendering.working_set import NextUse, WorkingSet, eviction_order, working_set
 from infnerf_tiles.store.fetch import Fetch
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
@@ -83,7 +83,7 @@ class NodeCache:
         self._treelet_at: Int64 = np.full(num_places, -1, np.int64)
         self._slot_used: Int64 = np.zeros(num_slots, np.int64)
         self._place_used: Int64 = np.zeros(num_places, np.int64)
-        self._tick = 0
+        self._tick = self._begun = self._stale_before = 0
         self._total = 0
         self._arena: Arena | None = None
         self.prefetch_bytes = prefetch_bytes
@@ -168,6 +168,10 @@ class NodeCache:
         """Bytes of what the nodes int64[k], rows of `octree`, and all they stand on lack in the arena."""
         return self._bytes(self._missing(self._standing_on(rows)))
 
+    def begin_picture(self) -> None:
+        """From now on rows are used for another picture; those that neither it nor the one before uses go first."""
+        self._stale_before, self._begun = self._begun, self._tick + 1
+
     def count_use(self, rows: Int64) -> None:
         """Note that resident nodes, rows of `octree`, are drawn with, which nobody asked `ensure` for."""
         with self._lock:
@@ -249,10 +253,9 @@ class NodeCache:
         row = 2 * shape.row_length + shape.occupancy_bytes
         self.counters.touched_bytes += int(new_nodes * row + new_bases * 2 * shape.base_length)
 
-    # --- what comes and goes: only the next two methods change what is resident ----------------------------------
-
     def _admit(self, kind: Kind, row: int) -> int:
-        """Give a node or a base its piece of memory, pinned; returns slot or place."""
+        """Give a node or a base its piece of memory, pinned; returns slot or place. Only this and `_drop` change what
+        is resident."""
         if kind == "node":
             at = self._memory.slots.take()
             self._slot_of[row], self._row_at[at], self._slot_used[at] = at, row, self._tick
@@ -293,16 +296,13 @@ class NodeCache:
                 return
 
     def _needed_last(self, next_use: NextUse | None) -> Iterator[Item]:
-        """What is not pinned; that which is needed last, or was used least recently, comes first; of several such, the
-        finest level."""
         slots = np.flatnonzero((self._row_at >= 0) & (self._slot_used < self._tick))
         places = np.flatnonzero((self._treelet_at >= 0) & (self._place_used < self._tick))
         rows, treelets = self._row_at[slots], self._treelet_at[places]
         used = np.concatenate([self._slot_used[slots], self._place_used[places]])
         level = np.concatenate([self.octree.levels[rows], self.octree.levels[self._row_of_root[treelets]]])
-        if next_use is not None:
-            used = -next_use(np.concatenate([rows, self._row_of_root[treelets]]))
-        for i in np.lexsort((-level, used)).tolist():
+        later = None if next_use is None else next_use(np.concatenate([rows, self._row_of_root[treelets]]))
+        for i in eviction_order(used, level, later, self._stale_before):
             yield ("node", int(rows[i])) if i < len(rows) else ("base", int(treelets[i - len(rows)]))
 
     def _load(self, missing: WorkingSet, abort: Abort | None) -> None:

@@ -97,7 +97,9 @@ def march_and_composite(
     """
     kernels = for_device(arena.device)
     ends = torch.full_like(state.next_step, END)
-    ends[:] = END if end is None else end
+    if end is not None:
+        ends[:] = end
+    cut = bool((ends < END).any())
     while True:
         going = state.alive(stop) & (state.next_step < ends)
         num = int(going.sum())
@@ -105,10 +107,11 @@ def march_and_composite(
             return
         start = torch.where(going, state.next_step, -1)
         limit = min(max(round_samples // num, _FEWEST), _MOST)
-        limit = min(limit, int(torch.where(going, ends - state.next_step, 1).max()))
+        if cut:
+            limit = min(limit, int(torch.where(going, ends - state.next_step, 1).max()))
         samples: Samples = kernels.march(rays, arena, settings, start=start, limit=limit, adapt=adapt)
         next_step = samples.next_step
-        if end is not None:
+        if cut:
             samples = _before(samples, rays, settings, ends)
             # what lies behind `end` was looked for in an arena that need not hold it
             next_step = torch.where((ends < END) & ((next_step < 0) | (next_step > ends)), ends, next_step)

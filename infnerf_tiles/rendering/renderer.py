@@ -138,6 +138,7 @@ class Renderer:
         )
         num_samples = num_pixels = 0
         sight = self._sight(camera, camera_to_world, lod_bias, abort)
+        self.cache.begin_picture()
         for window in self._windows(camera):
             with self._lock:  # block by block, so that others get their turn
                 set_threads(self._threads)

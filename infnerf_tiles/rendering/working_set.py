@@ -35,3 +35,17 @@ def working_set(octree: Octree, index: SceneIndex, rows: Int64, dead: Bool) -> W
     nodes = np.unique(np.concatenate(parts)).astype(np.int64)
     nodes = nodes[~dead[nodes]]
     return WorkingSet(nodes, np.unique(index.treelets[nodes]).astype(np.int64))
+
+
+def eviction_order(used: Int64, level: Int64, later: Int64 | None, stale_before: int) -> list[int]:
+    """In which order k things make room, as indices: what was used least recently first, and of what was used together,
+    the finest level.
+
+    used: int64[k], when each was used last. later: int64[k], when each is needed next; if given, what was used since
+    `stale_before` comes after all else, and of that, what is needed last comes first.
+    """
+    order = np.lexsort((-level, used))
+    if later is not None:
+        fresh = used >= stale_before
+        order = np.lexsort((-level, np.where(fresh, -later, used), fresh))
+    return [int(k) for k in order]

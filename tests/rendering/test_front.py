@@ -11,6 +11,7 @@ from infnerf_tiles.rendering.front import front_order, next_use_from
 from infnerf_tiles.rendering.node_cache import NodeCache
 from infnerf_tiles.rendering.renderer import Renderer
 from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.rendering.working_set import eviction_order
 
 CAMERA = Camera("SIMPLE_PINHOLE", 32, 24, (40.0, 16.0, 12.0))
 POSE = pose((50.0, 35.0, 22.0))
@@ -82,6 +83,15 @@ def test_what_is_resident_is_counted_as_found(scene: Scene) -> None:
         assert counters.misses == misses
         assert counters.hits - hits >= touched
         assert renderer.cache.num_touched == touched
+
+
+def test_what_no_picture_uses_any_more_makes_room_first() -> None:
+    used, level = np.array([9, 2, 8, 3, 9]), np.array([1, 2, 1, 2, 3])
+    assert eviction_order(used, level, None, 0) == [1, 3, 2, 4, 0]
+    later = np.array([4, 0, 6, 9, 5])
+    assert eviction_order(used, level, later, 8) == [1, 3, 2, 4, 0]
+    assert eviction_order(used, level, later, 3) == [1, 3, 2, 4, 0]
+    assert eviction_order(used, level, later, 0) == [3, 2, 4, 0, 1]
 
 
 def test_the_next_picture_finds_what_it_begins_with(scene: Scene) -> None:
