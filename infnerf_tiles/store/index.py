@@ -158,6 +158,20 @@ def plan_again(index: SceneIndex, treelet_rows: AnyArray) -> SceneIndex:
     return copy
 
 
+def plan_warm(index: SceneIndex, treelet_rows: AnyArray, lost_keys: AnyArray, lost_bases: AnyArray) -> SceneIndex:
+    """As `plan_again`, but rows that are whole keep their slots, so that training begins with what is in them.
+
+    lost_keys: int64[k], nodes whose rows are lost; lost_bases: int64[k], roots of the treelets whose bases are."""
+    copy = plan_again(index, treelet_rows)
+    nodes = np.isin(index.treelets, treelet_rows) & ~np.isin(index.keys, lost_keys)
+    copy.slots[nodes] = index.slots[nodes]
+    whole = np.zeros(index.num_treelets, np.bool_)
+    whole[treelet_rows] = True
+    whole &= ~np.isin(index.root_keys, lost_bases)
+    copy.base_slots[whole] = index.base_slots[whole]
+    return copy
+
+
 def _columns() -> dict[str, tuple[str, str]]:
     return _NODE_COLUMNS | _TREELET_COLUMNS
 

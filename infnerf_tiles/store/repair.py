@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.documents import DOCUMENT, document_key, group_document, plain_group_document, read_document
 from infnerf_tiles.store.guarded import GuardedStore
-from infnerf_tiles.store.index import plan_again, read_generation
+from infnerf_tiles.store.index import plan_warm, read_generation
 from infnerf_tiles.store.journal import drop_record
 from infnerf_tiles.store.location import Location, open_location
 from infnerf_tiles.store.locking import lock_of
@@ -35,9 +36,10 @@ class RepairReport:
 def repair(store: SceneStore, report: VerifyReport) -> RepairReport:
     """Mend what `verify` found.
 
-    A treelet with a damaged node or base becomes planned again, with all its nodes, and loses its journal record; the
-    treelets below it are complete in themselves and stay. A damaged index gives way to the previous generation and what
-    the journal has since. A damaged record is dropped. Array metadata is written anew from the header.
+    A treelet with a damaged node or base becomes planned again, with all its nodes, and loses its journal record; its
+    rows that are whole stay for `train` to begin with, and the treelets below it are complete in themselves. A damaged
+    index gives way to the previous generation and what the journal has since. A damaged record is dropped. Array
+    metadata is written anew from the header.
     DamagedStoreError, after everything else is mended, for what cannot be: decoder, appearance, background and cameras
     have no second copy; or at once if no generation of the index can be read. StoreError while another process writes.
     """
@@ -56,8 +58,8 @@ def repair(store: SceneStore, report: VerifyReport) -> RepairReport:
             index = store.read_index()
         planned = report.damaged_treelets
         if planned:
-            keys = [NodeId.parse(treelet).key for treelet in planned]
-            index = plan_again(index, np.flatnonzero(np.isin(index.root_keys, keys)))
+            rows = np.flatnonzero(np.isin(index.root_keys, _keys(planned)))
+            index = plan_warm(index, rows, _keys(report.damaged_nodes), _keys(report.names("base")))
         dropped = sorted({*planned, *report.names("journal")})
         for treelet in dropped:
             drop_record(store, treelet)
@@ -77,6 +79,11 @@ def repair(store: SceneStore, report: VerifyReport) -> RepairReport:
         dropped_records=tuple(dropped),
         restored=tuple(restored),
     )
+
+
+def _keys(names: tuple[str, ...]) -> Int64:
+    """int64[k] keys of nodes by their ids."""
+    return np.array([NodeId.parse(name).key for name in names], np.int64)
 
 
 def recover_root(location: Location) -> SceneStore:

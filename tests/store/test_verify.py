@@ -72,8 +72,10 @@ def test_damaged_nodes_are_named_exactly_and_repaired(scene: Path) -> None:
     again = np.isin(after.root_keys, [NodeId.parse(name).key for name in done.planned_treelets])
     assert (after.treelet_states == np.where(again, TreeletState.PLANNED, TreeletState.TRAINED)).all()
     assert (after.states == np.where(again[after.treelets], NodeState.PLANNED, NodeState.TRAINED)).all()
-    assert (after.slots == np.where(again[after.treelets], -1, before.slots)).all()
-    assert (after.base_slots == np.where(again, -1, before.base_slots)).all()
+    # what is whole stays, for training to begin with
+    lost = np.isin(after.keys, [NodeId.parse(name).key for name in report.damaged_nodes])
+    assert (after.slots == np.where(lost, -1, before.slots)).all()
+    assert (after.base_slots == before.base_slots).all()
     assert read_record(store, "L2/3-3-3") is None
     assert read_record(store, "L2/0-0-0") is not None
 
@@ -87,6 +89,9 @@ def test_a_damaged_base_costs_its_treelet_only(scene: Path) -> None:
     assert [(d.kind, d.name) for d in report.damage] == [("base", "L2/0-0-0")]
     assert repair(store, report).planned_treelets == ("L2/0-0-0",)
     assert check(scene).ok
+    after = SceneStore.open(scene).read_index()
+    assert (after.base_slots == np.where(np.arange(index.num_treelets) == row, -1, index.base_slots)).all()
+    assert (after.slots == index.slots).all()
 
 
 def test_rows_that_are_not_finite_are_damage(scene: Path) -> None:
