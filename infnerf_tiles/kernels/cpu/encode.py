@@ -3,7 +3,11 @@
 f(x) = sum over the treelet's dense grids + sum over the chain (treelet root .. node) of grid_k(x), the node's own grid
 weighted by beta. A table is indexed densely where (N+1)^3 fits; otherwise 2x2x2 vertex blocks are hashed, so that the
 three low bits of a row say whether the vertex is odd in x, y and z. A trilinear cell has exactly one vertex of each of
-the eight parities: the backward pass gives every task its own parities and needs neither atomics nor sorting.
+the eight parities: rows split by parity belong to one task of the backward pass each, which needs neither atomics nor
+sorting, and however they are split, a row sums its samples up in their order.
+
+Rows and weights of many samples are computed side by side, one grid after another, then a sample's features as one
+vector. Positions are scaled by powers of two, so that everything up to the sums is exact but for the weights' products.
 """
 
 import functools
@@ -16,143 +20,252 @@ from numba import njit, prange
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, Gradients, table_is_dense
+from infnerf_tiles.kernels.cpu.rows import gather_rows, scatter_rows
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 __all__ = ["Gradients", "encode", "encode_into", "table_is_dense"]
 
-_CHUNK = 512
+_CHUNK = 128
+"""Samples whose rows and weights are computed side by side; what they take stays in the first-level cache."""
+_PART = 2048
+"""Fewest samples that a forward task takes through one grid after another; more where there are many, since a task
+reads each table anew."""
+_LINE = 16
+"""Values in a cache line."""
 
 
-@njit(cache=True, inline="always")
-def _row(ix: int, iy: int, iz: int, cells: int, table_size: int, dense: bool) -> np.int64:
-    """Row of vertex (ix, iy, iz) in a node's table."""
+@njit(cache=True)
+def _axis_of(scaled, highest, cells, factor, shift, dense, code, share):  # type: ignore[no-untyped-def]
+    """Codes int32 [2, _CHUNK] and shares float32 [2, _CHUNK] of the cells' lower and upper vertex along one axis.
+
+    A row is the sum of its axes' codes in a dense grid, otherwise the low bits of their exclusive or.
+    """
+    low, high = code[0], code[1]
     if dense:
-        return np.int64((iz * (cells + 1) + iy) * (cells + 1) + ix)
-    # primes of Teschner et al. 2003, applied to blocks of 2x2x2 vertices
-    h = np.uint32(ix >> 1) ^ (np.uint32(iy >> 1) * np.uint32(2654435761)) ^ (np.uint32(iz >> 1) * np.uint32(805459861))
-    block = np.int64(h & np.uint32((table_size >> 3) - 1))
-    return block * 8 + (ix & 1) + 2 * (iy & 1) + 4 * (iz & 1)
+        for j in range(_CHUNK):
+            vertex = min(np.int32(scaled[j]), highest) & (cells - np.int32(1))
+            low[j] = vertex * factor
+            high[j] = vertex * factor + factor
+    else:
+        for j in range(_CHUNK):
+            vertex = np.int32(scaled[j]) & (cells - np.int32(1))
+            low[j] = (((vertex >> 1) * factor) << 3) | ((vertex & 1) << shift)
+        for j in range(_CHUNK):
+            vertex = (np.int32(scaled[j]) & (cells - np.int32(1))) + 1
+            high[j] = (((vertex >> 1) * factor) << 3) | ((vertex & 1) << shift)
+    for j in range(_CHUNK):
+        fraction = scaled[j] - np.float32(min(np.int32(scaled[j]), highest))
+        share[0, j] = np.float32(1.0) - fraction
+        share[1, j] = fraction
+
+
+@njit(cache=True)
+def _axes_of(scaled, highest, cells, edge, dense, code, share):  # type: ignore[no-untyped-def]
+    """`_axis_of` along x, y and z; the hash is of 2x2x2 blocks, with the primes of Teschner et al. 2003."""
+    one, y, z = np.int32(1), np.int32(-1640531535), np.int32(805459861)
+    if dense:
+        y, z = np.int32(edge), np.int32(edge * edge)
+    _axis_of(scaled[0], highest, cells, one, np.int32(0), dense, code[0], share[0])
+    _axis_of(scaled[1], highest, cells, y, np.int32(1), dense, code[1], share[1])
+    _axis_of(scaled[2], highest, cells, z, np.int32(2), dense, code[2], share[2])
+
+
+@njit(cache=True)
+def _plane_of(scaled, highest, parity, code, share):  # type: ignore[no-untyped-def]
+    """Put the cell's vertex with this parity along z into the place of the lower one."""
+    low, high, share_low, share_high = code[0], code[1], share[0], share[1]
+    for j in range(_CHUNK):
+        upper = (min(np.int32(scaled[j]), highest) ^ parity) & np.int32(1)
+        low[j] ^= (low[j] ^ high[j]) & -upper
+        # products with 0 and 1 are exact, and no branch
+        u = np.float32(upper)
+        share_low[j] = u * share_high[j] + (np.float32(1.0) - u) * share_low[j]
+
+
+@njit(cache=True)
+def _corners_of(code, share, z, wz, mask, dense, rows, weights):  # type: ignore[no-untyped-def]
+    """Rows int32 and weights float32 [4 per plane, _CHUNK] of the vertices in planes [planes, _CHUNK] along z."""
+    for corner in range(rows.shape[0]):
+        row, weight = rows[corner], weights[corner]
+        cx, cy, cz = code[0, corner & 1], code[1, (corner >> 1) & 1], z[corner >> 2]
+        fx, fy, fz = share[0, corner & 1], share[1, (corner >> 1) & 1], wz[corner >> 2]
+        if dense:
+            for j in range(_CHUNK):
+                row[j] = cx[j] + cy[j] + cz[j]
+        else:
+            for j in range(_CHUNK):
+                row[j] = (cx[j] ^ cy[j] ^ cz[j]) & mask
+        for j in range(_CHUNK):
+            weight[j] = fx[j] * fy[j] * fz[j]
 
 
 @functools.cache
 def _forward_kernel(features: int) -> Callable[..., None]:
-    """The forward kernel for a fixed number of features, so that the inner loop becomes one vector operation."""
+    """The forward kernel for a fixed number of features."""
+    gather = gather_rows(features, 8, _CHUNK)
 
-    @njit(cache=True, parallel=True, fastmath={"contract"})
-    def forward(  # type: ignore[no-untyped-def]
-        position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
+    @njit(cache=True)
+    def part_of(  # type: ignore[no-untyped-def]
+        begin, end, position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
         cells, base_cells, hashed_dense, out,
     ):  # fmt: skip
-        num = position.shape[0]
         table_size = tables.shape[1]
-        for part in prange((num + _CHUNK - 1) // _CHUNK):
-            for m in range(part * _CHUNK, min((part + 1) * _CHUNK, num)):
-                px, py, pz = position[m, 0], position[m, 1], position[m, 2]
-                for f in range(features):
-                    out[m, f] = np.float32(0.0)
-                tree = treelet[slot[m]]
-                first = dense_offset[tree]
-                n = base_cells
-                for _ in range(dense_grids[tree]):
-                    scale = np.float32(n)
-                    ux, uy, uz = px * scale, py * scale, pz * scale
-                    ix, iy, iz = min(int(ux), n - 1), min(int(uy), n - 1), min(int(uz), n - 1)
-                    fx, fy, fz = ux - np.float32(ix), uy - np.float32(iy), uz - np.float32(iz)
-                    for corner in range(8):
-                        cx, cy, cz = corner & 1, (corner >> 1) & 1, corner >> 2
-                        w = (
-                            (fx if cx else np.float32(1.0) - fx)
-                            * (fy if cy else np.float32(1.0) - fy)
-                            * (fz if cz else np.float32(1.0) - fz)
-                        )
-                        row = first + ((iz + cz) * (n + 1) + iy + cy) * (n + 1) + ix + cx
-                        for f in range(features):
-                            out[m, f] += w * dense[row, f]
-                    first += ((n + 1) ** 3 + 7) // 8 * 8
-                    n >>= 1
-                s = slot[m]
-                weight = beta[m]
-                while s >= 0:
-                    scale = np.float32(cells * 2.0 ** (level[s] - top_level[tree]))
-                    ux, uy, uz = px * scale, py * scale, pz * scale
-                    gx, gy, gz = int(ux), int(uy), int(uz)
-                    fx, fy, fz = ux - np.float32(gx), uy - np.float32(gy), uz - np.float32(gz)
-                    ix, iy, iz = gx & (cells - 1), gy & (cells - 1), gz & (cells - 1)
-                    for corner in range(8):
-                        cx, cy, cz = corner & 1, (corner >> 1) & 1, corner >> 2
-                        w = (
-                            (fx if cx else np.float32(1.0) - fx)
-                            * (fy if cy else np.float32(1.0) - fy)
-                            * (fz if cz else np.float32(1.0) - fz)
-                        ) * weight
-                        row = _row(ix + cx, iy + cy, iz + cz, cells, table_size, hashed_dense)
-                        for f in range(features):
-                            out[m, f] += w * tables[s, row, f]
-                    weight = np.float32(1.0)
-                    s = parent[s]
+        flat = tables.reshape(-1, tables.shape[2])
+        scaled, share = np.zeros((3, _CHUNK), np.float32), np.empty((3, 2, _CHUNK), np.float32)
+        code, weight = np.empty((3, 2, _CHUNK), np.int32), np.zeros(_CHUNK, np.float32)
+        rows, weights = np.empty((8, _CHUNK), np.int32), np.empty((8, _CHUNK), np.float32)
+        number, first = np.empty(_CHUNK, np.int64), np.empty(_CHUNK, np.int64)
+        chain = np.empty(end - begin, np.int32)
+        grids = 0
+        for m in range(begin, end):
+            chain[m - begin] = slot[m]
+            grids = max(grids, dense_grids[treelet[slot[m]]])
+            for f in range(features):
+                out[m, f] = np.float32(0.0)
+        n, behind, nested = base_cells, 0, 0
+        more, own = True, True
+        while more:
+            in_dense = nested < grids
+            more = in_dense
+            m = begin
+            while m < end:
+                count = 0
+                while m < end and count < _CHUNK:
+                    s = chain[m - begin]
+                    if s >= 0:
+                        tree = treelet[s]
+                        if in_dense:
+                            scale = np.float32(n)
+                            first[count] = dense_offset[tree] + behind
+                            weight[count] = np.float32(1.0)
+                            used = nested < dense_grids[tree]
+                        else:
+                            scale = np.float32(cells << (level[s] - top_level[tree]))
+                            first[count] = np.int64(s) * table_size
+                            weight[count] = beta[m] if own else np.float32(1.0)
+                            used = True
+                            above = parent[s]
+                            chain[m - begin] = above
+                            more |= above >= 0
+                        if used:
+                            number[count] = m
+                            scaled[0, count] = position[m, 0] * scale
+                            scaled[1, count] = position[m, 1] * scale
+                            scaled[2, count] = position[m, 2] * scale
+                            count += 1
+                    m += 1
+                highest = np.int32(n - 1) if in_dense else np.int32(2147483647)
+                summed = in_dense or hashed_dense
+                wide = np.int32(n if in_dense else cells)
+                _axes_of(scaled, highest, wide, wide + 1, summed, code, share)
+                for j in range(_CHUNK):
+                    share[2, 0, j] *= weight[j]
+                    share[2, 1, j] *= weight[j]
+                _corners_of(code, share, code[2], share[2], np.int32(table_size - 1), summed, rows, weights)
+                if in_dense:
+                    for j in range(count):
+                        gather(out, number[j], dense, first[j], rows, weights, j)
+                else:
+                    for j in range(count):
+                        gather(out, number[j], flat, first[j], rows, weights, j)
+            if in_dense:
+                nested += 1
+                behind += ((n + 1) ** 3 + 7) // 8 * 8
+                n >>= 1
+            else:
+                own = False
+
+    @njit(cache=True, parallel=True)
+    def forward(  # type: ignore[no-untyped-def]
+        position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
+        cells, base_cells, hashed_dense, part, out,
+    ):  # fmt: skip
+        num = position.shape[0]
+        for k in prange((num + part - 1) // part):
+            part_of(
+                k * part, min((k + 1) * part, num), position, slot, beta, tables, level, parent, treelet, top_level,
+                dense, dense_offset, dense_grids, cells, base_cells, hashed_dense, out,
+            )  # fmt: skip
 
     return forward
 
 
+def _planes(features: int) -> int:
+    """Planes along z of a cell that one task of the backward pass looks after.
+
+    Twice the tasks balance better, but two threads on one cache line would hold each other up.
+    """
+    return 1 if 4 * features >= _LINE else 2
+
+
 @functools.cache
 def _backward_kernel(features: int) -> Callable[..., None]:
-    @njit(cache=True, parallel=True, fastmath={"contract"})
+    planes = _planes(features)
+    scatter = scatter_rows(features, 4 * planes, _CHUNK)
+
+    @njit(cache=True)
+    def task_of(  # type: ignore[no-untyped-def]
+        grid, parity, position, slot, beta, gradient, level, parent, treelet, top_level,
+        dense_offset, dense_grids, cells, base_cells, hashed_dense, num_levels, slots, table_size, grad_table, marks,
+    ):  # fmt: skip
+        num = position.shape[0]
+        scaled, share = np.zeros((3, _CHUNK), np.float32), np.empty((3, 2, _CHUNK), np.float32)
+        code, weight = np.empty((3, 2, _CHUNK), np.int32), np.zeros(_CHUNK, np.float32)
+        rows, weights = np.empty((4 * planes, _CHUNK), np.int32), np.empty((4 * planes, _CHUNK), np.float32)
+        number, first = np.empty(_CHUNK, np.int64), np.empty(_CHUNK, np.int64)
+        in_dense, nested = grid >= num_levels, grid - num_levels
+        n, behind = cells, 0
+        if in_dense:
+            n = base_cells
+            for _ in range(nested):
+                behind += ((n + 1) ** 3 + 7) // 8 * 8
+                n >>= 1
+        highest = np.int32(n - 1) if in_dense else np.int32(2147483647)
+        summed = in_dense or hashed_dense
+        scale = np.float32(n) if in_dense else np.float32(n << grid)
+        m = 0
+        while m < num:
+            count = 0
+            while m < num and count < _CHUNK:
+                s = slot[m]
+                tree = treelet[s]
+                depth = 0 if in_dense else level[s] - top_level[tree] - grid
+                if s < slots and depth >= 0 and (not in_dense or nested < dense_grids[tree]):
+                    weight[count] = np.float32(1.0) if in_dense or depth > 0 else beta[m]
+                    for _ in range(depth):
+                        s = parent[s]
+                    first[count] = dense_offset[tree] + behind if in_dense else np.int64(s) * table_size
+                    number[count] = m
+                    scaled[0, count] = position[m, 0] * scale
+                    scaled[1, count] = position[m, 1] * scale
+                    scaled[2, count] = position[m, 2] * scale
+                    count += 1
+                m += 1
+            _axes_of(scaled, highest, np.int32(n), np.int32(n + 1), summed, code, share)
+            for j in range(_CHUNK):
+                share[2, 0, j] *= weight[j]
+                share[2, 1, j] *= weight[j]
+            if planes == 1:
+                _plane_of(scaled[2], highest, np.int32(parity), code[2], share[2])
+            _corners_of(code, share, code[2], share[2], np.int32(table_size - 1), summed, rows, weights)
+            for j in range(count):
+                scatter(gradient, number[j], marks, grad_table, first[j], rows, weights, j)
+
+    @njit(cache=True, parallel=True)
     def backward(  # type: ignore[no-untyped-def]
         position, slot, beta, gradient, level, parent, treelet, top_level, dense_offset, dense_grids,
         cells, base_cells, hashed_dense, num_levels, num_dense, grad_tables, grad_dense, mark_tables, mark_dense,
     ):  # fmt: skip
-        num = position.shape[0]
-        table_size = grad_tables.shape[1]
-        # a task owns one of the four parities (y, z) of one grid of the chain: nobody else writes those rows
-        for task in prange(4 * (num_levels + num_dense)):
-            grid = task // 4
-            oy, oz = task & 1, (task >> 1) & 1
-            if grid >= num_levels:
-                nested = grid - num_levels
-                for m in range(num):
-                    tree = treelet[slot[m]]
-                    if slot[m] >= grad_tables.shape[0] or nested >= dense_grids[tree]:
-                        continue
-                    first = dense_offset[tree]
-                    n = base_cells
-                    for _ in range(nested):
-                        first += ((n + 1) ** 3 + 7) // 8 * 8
-                        n >>= 1
-                    scale = np.float32(n)
-                    ux, uy, uz = position[m, 0] * scale, position[m, 1] * scale, position[m, 2] * scale
-                    ix, iy, iz = min(int(ux), n - 1), min(int(uy), n - 1), min(int(uz), n - 1)
-                    fx, fy, fz = ux - np.float32(ix), uy - np.float32(iy), uz - np.float32(iz)
-                    cy, cz = (iy & 1) ^ oy, (iz & 1) ^ oz
-                    wyz = (fy if cy else np.float32(1.0) - fy) * (fz if cz else np.float32(1.0) - fz)
-                    for cx in range(2):
-                        w = wyz * (fx if cx else np.float32(1.0) - fx)
-                        row = first + ((iz + cz) * (n + 1) + iy + cy) * (n + 1) + ix + cx
-                        mark_dense[row >> 3] = 1
-                        for f in range(features):
-                            grad_dense[row, f] += w * gradient[m, f]
-                continue
-            for m in range(num):
-                s = slot[m]
-                tree = treelet[s]
-                depth = level[s] - top_level[tree] - grid
-                if s >= grad_tables.shape[0] or depth < 0:
-                    continue
-                weight = beta[m] if depth == 0 else np.float32(1.0)
-                for _ in range(depth):
-                    s = parent[s]
-                scale = np.float32(cells * 2.0**grid)
-                ux, uy, uz = position[m, 0] * scale, position[m, 1] * scale, position[m, 2] * scale
-                gx, gy, gz = int(ux), int(uy), int(uz)
-                fx, fy, fz = ux - np.float32(gx), uy - np.float32(gy), uz - np.float32(gz)
-                ix, iy, iz = gx & (cells - 1), gy & (cells - 1), gz & (cells - 1)
-                cy, cz = (iy & 1) ^ oy, (iz & 1) ^ oz
-                wyz = weight * (fy if cy else np.float32(1.0) - fy) * (fz if cz else np.float32(1.0) - fz)
-                for cx in range(2):
-                    w = wyz * (fx if cx else np.float32(1.0) - fx)
-                    row = _row(ix + cx, iy + cy, iz + cz, cells, table_size, hashed_dense)
-                    mark_tables[s, row >> 3] = 1
-                    for f in range(features):
-                        grad_tables[s, row, f] += w * gradient[m, f]
+        slots, table_size = grad_tables.shape[0], grad_tables.shape[1]
+        flat, marks = grad_tables.reshape(-1, grad_tables.shape[2]), mark_tables.reshape(-1)
+        grids = num_levels + num_dense
+        for task in prange(grids * (3 - planes)):
+            parity, grid = task // grids, task % grids
+            task_of(
+                grid, parity, position, slot, beta, gradient, level, parent, treelet, top_level,
+                dense_offset, dense_grids, cells, base_cells, hashed_dense, num_levels, slots, table_size,
+                flat if grid < num_levels else grad_dense, marks if grid < num_levels else mark_dense,
+            )  # fmt: skip
 
     return backward
 
@@ -171,7 +284,7 @@ def encode_into(
             arena.tables.detach().numpy(), arena.level.numpy(), arena.parent.numpy(), arena.treelet.numpy(),
             arena.top_level.numpy(), arena.dense.detach().numpy(), arena.dense_offset.numpy(),
             arena.dense_grids.numpy(), arena.cells, arena.base_cells,
-            table_is_dense(arena.cells, arena.table_size), out.numpy(),
+            table_is_dense(arena.cells, arena.table_size), max(_PART, position.shape[0] // 8), out.numpy(),
         )  # fmt: skip
 
 
