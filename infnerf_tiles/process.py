@@ -1,5 +1,7 @@
-"""Facts about the running process."""
+"""Facts about the running process, and how it holds memory."""
 
+import ctypes
+import platform
 import sys
 from pathlib import Path
 
@@ -19,3 +21,19 @@ def peak_memory() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def hold_freed_memory(size: int = 1 << 28) -> bool:
+    """Let the C library keep up to `size` freed bytes of its heap for what is allocated next; whether it agreed.
+
+    A training step frees tens of megabytes of short-lived arrays. Given back to the system and taken again, page by
+    page, they cost more than what is computed in them. glibc only.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    # M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at the most that all versions take
+    return bool(mallopt(-1, size)) and bool(mallopt(-3, 1 << 25))

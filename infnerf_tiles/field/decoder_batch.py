@@ -1,5 +1,7 @@
 """The decoder on large batches: one number format throughout, rows padded to what matrix units like."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -29,17 +31,43 @@ def decode_samples(
         fused: whether one kernel does all layers, where there is one that can.
     """
     kernels = for_device(features.device)
-    if fused and type(decoder) is Decoder and hasattr(kernels, "decode"):
-        layers = (decoder.density_in, decoder.density_out, decoder.colour_in, decoder.colour_mid, decoder.colour_out)
-        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-        if kernels.decodes(parameters):
-            shape = decoder.shape
-            result: tuple[Tensor, Tensor] = kernels.decode(
-                features, ray, basis, parameters, count=count, gain=DENSITY_GAIN, bias=shape.density_bias,
-                max_exponent=shape.max_exponent, gsd_ref=shape.gsd_ref, dtype=dtype,
-            )  # fmt: skip
-            return result
+    parameters = _parameters(decoder, kernels) if fused else None
+    if parameters is not None:
+        result: tuple[Tensor, Tensor] = kernels.decode(
+            features, ray, basis, parameters, count=count, **_constants(decoder), dtype=dtype
+        )
+        return result
     return decode_batch(decoder, features, basis.to(dtype).index_select(0, ray), dtype)
+
+
+def density_of(decoder: Decoder, features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Density float32 [M] alone, no gradient, of samples on the processor; products in `dtype`."""
+    kernels = for_device(features.device)
+    parameters = _parameters(decoder, kernels)
+    if parameters is not None:
+        result: Tensor = kernels.decode_density(features, parameters, **_constants(decoder), dtype=dtype)
+        return result
+    with torch.no_grad(), torch.autocast(features.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return decoder.density(features)[0]
+
+
+def _parameters(decoder: Decoder, kernels: ModuleType) -> list[Tensor] | None:
+    """Parameters of all layers, if one kernel can do them all."""
+    if type(decoder) is not Decoder or not hasattr(kernels, "decode"):
+        return None
+    layers = (decoder.density_in, decoder.density_out, decoder.colour_in, decoder.colour_mid, decoder.colour_out)
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    return parameters if kernels.decodes(parameters) else None
+
+
+def _constants(decoder: Decoder) -> dict[str, float]:
+    shape = decoder.shape
+    return {
+        "gain": DENSITY_GAIN,
+        "bias": shape.density_bias,
+        "max_exponent": shape.max_exponent,
+        "gsd_ref": shape.gsd_ref,
+    }
 
 
 def decode_batch(decoder: Decoder, features: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,11 @@ from torch import Tensor
 from infnerf_tiles.arrays import AnyArray, Float64, Int32
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.decoder import direction_basis
+from infnerf_tiles.field.decoder_batch import decode_samples, density_of
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Rays, Samples
 from infnerf_tiles.kernels.hand_over import hand_over
+from infnerf_tiles.process import hold_freed_memory
 from infnerf_tiles.training.depth import RAY_SHARE, DepthBatch, point_loss
 from infnerf_tiles.training.objective import REACHED_SHIFT, SHARED_RATE, STOP, TRANSPARENCY_POINTS, objective
 from infnerf_tiles.training.pixels import PixelBatch
@@ -29,6 +31,7 @@ class HostStep:
     """Steps whose buffers are as large as the samples are many."""
 
     def __init__(self, work: Workload):
+        hold_freed_memory()
         self.work, self.state, self.shared = work, work.state, work.shared
         self._settings, self._frame = work.settings, work.frame
         shared = work.shared
@@ -36,7 +39,7 @@ class HostStep:
             torch.optim.Adam(shared.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-15) if shared.trainable else None
         )
         self.kernels = for_device(work.state.device)
-        self._bf16 = has_bf16(work.settings.precision)
+        self._format = torch.bfloat16 if has_bf16(work.settings.precision) else torch.float32
 
     def take(self) -> float:
         """One step; returns the batch's mean squared colour error.
@@ -154,7 +157,8 @@ class HostStep:
             torch.cat([samples.position[others], samples.position_above[above]]),
             torch.cat([samples.slot[others], samples.slot_above[above]]),
             torch.cat([samples.beta[others], torch.ones(above.shape[0])]),
-            basis[samples.ray.long()[torch.cat([others, above])]],
+            samples.ray[torch.cat([others, above])],
+            basis,
         )
         frozen = _Shaded.zeros(samples.count).put(others, found_sigma[: len(others)], found_colour[: len(others)])
         second = _Shaded.zeros(samples.count).put(above, found_sigma[len(others) :], found_colour[len(others) :])
@@ -171,28 +175,29 @@ class HostStep:
         """Features and density of own samples, no gradient."""
         features = torch.empty((position.shape[0], self.state.shape.features))
         self.kernels.encode_into(position, slot, beta, self.state.arena, features)
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            sigma, _ = self.shared.decoder.density(features)
-        return features, sigma
+        return features, density_of(self.shared.decoder, features, self._format)
 
-    def _frozen(self, position: Tensor, slot: Tensor, beta: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    def _frozen(
+        self, position: Tensor, slot: Tensor, beta: Tensor, ray: Tensor, basis: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Density and colour of frozen samples, no gradient."""
         features = torch.empty((position.shape[0], self.state.shape.features))
         self.kernels.encode_into(position, slot, beta, self.state.arena, features)
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            sigma, colour = self.shared.decoder(features, basis)
-        return sigma, colour
+        with torch.no_grad():
+            return self._decode(features, ray, basis)
+
+    def _decode(self, features: Tensor, ray: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        count = torch.tensor([features.shape[0]], dtype=torch.int32)
+        return decode_samples(self.shared.decoder, features, ray, basis, count, self._format)
 
     def _shade(self, samples: Samples, known: "_Known", basis: Tensor) -> tuple[Tensor, Tensor]:
         """Density and colour of all samples; gradients reach the own nodes (and the decoder while it trains)."""
-        ray = samples.ray.long()
         own: Tensor | slice = slice(None) if known.own is None else known.own
         features = self.kernels.encode(
             samples.position[own], samples.slot[own], samples.beta[own],
             self.state.arena, self.work.moments.gradients, known.features,
         )  # fmt: skip
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
-            sigma, colour = self.shared.decoder(features, basis[ray[own]])
+        sigma, colour = self._decode(features, samples.ray[own], basis)
         if known.own is None or known.frozen is None or known.above is None:
             return sigma, colour
         sigma = known.frozen.sigma.index_copy(0, known.own, sigma)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infnerf_tiles.field.decoder import Decoder, decoder_shape
-from infnerf_tiles.field.decoder_batch import decode_batch, decode_samples
+from infnerf_tiles.field.decoder_batch import decode_batch, decode_samples, density_of
 
 
 class Inverted(Decoder):
@@ -53,3 +53,32 @@ def test_bfloat16_is_near(kind: type[Decoder], rng: np.random.Generator) -> None
     assert sigma.dtype == colour.dtype == torch.float32
     assert torch.allclose(sigma.log(), expected[0].log(), atol=0.1)
     assert torch.allclose(colour, expected[1], atol=0.1)
+
+
+@pytest.mark.parametrize("kind", [Decoder, Inverted])
+def test_density_alone_is_the_decoders(kind: type[Decoder], rng: np.random.Generator) -> None:
+    decoder = new(kind)
+    features = torch.from_numpy(rng.normal(size=(5000, 8))).float()
+    with torch.no_grad():
+        expected = decoder.density(features)[0]
+    assert torch.allclose(density_of(decoder, features, torch.float32), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("used", [0, 1, 4096, 4500])
+def test_rows_in_use_alone_count(used: int, rng: np.random.Generator) -> None:
+    """Whole blocks, a part of one, none: what is not in use is zero and teaches nothing."""
+    decoder = new(Decoder)
+    features = torch.from_numpy(rng.normal(size=(5000, 8))).float().requires_grad_()
+    basis, ray = torch.from_numpy(rng.normal(size=(20, 16))).float(), torch.from_numpy(rng.integers(0, 20, 5000)).int()
+    count = torch.tensor([used], dtype=torch.int32)
+    inputs = [features, *decoder.parameters()]
+    sigma, colour = decode_samples(decoder, features, ray, basis, count, torch.float32)
+    assert not sigma[used:].any()
+    assert not colour[used:].any()
+    slopes = torch.autograd.grad(sigma.sum() + colour.square().sum(), inputs)
+    expected = decoder(features[:used], basis[ray[:used].long()])
+    for a, b in zip(expected, (sigma, colour), strict=True):
+        assert torch.allclose(a, b[:used], rtol=1e-4, atol=1e-6)
+    wanted = torch.autograd.grad(expected[0].sum() + expected[1].square().sum(), inputs)
+    for a, b in zip(wanted, slopes, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * max(1.0, float(a.abs().max())))

@@ -2,6 +2,7 @@
 
 from infnerf_tiles.kernels.cpu.adam import adam
 from infnerf_tiles.kernels.cpu.composite import composite, composite_into
+from infnerf_tiles.kernels.cpu.decode import decode, decode_density, decodes
 from infnerf_tiles.kernels.cpu.encode import encode, encode_into
 from infnerf_tiles.kernels.cpu.march import march
 from infnerf_tiles.kernels.cpu.note import note
@@ -16,7 +17,10 @@ __all__ = [
     "adam",
     "composite",
     "composite_into",
+    "decode",
+    "decode_density",
     "decode_into",
+    "decodes",
     "encode",
     "encode_into",
     "fold_dense",
