@@ -14,6 +14,9 @@ from infnerf_tiles.arrays import Float32, Float64, Int32, Int64, UInt8
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 
+_KNOWN = 128
+"""Samples of a ray whose steps are kept from counting to filling, so that empty space is crossed once."""
+
 
 @njit(cache=True, inline="always")
 def _exit_distance(o: float, d: float, cell: float, size: float) -> float:
@@ -176,6 +179,7 @@ def _count(
     adapt: bool,
     counts: Int64,
     ends: Int64,
+    known: Int32,
 ) -> None:
     for q in prange(origins.shape[0]):
         c = step * footprint[q]
@@ -199,6 +203,8 @@ def _count(
             if found[1] < 0:
                 i = -1
                 break
+            if n < known.shape[1]:
+                known[q, n] = found[0] - max(first, start[q])
             n += 1
             i = found[0] + 1
         counts[q] = n
@@ -247,6 +253,7 @@ def _fill(
     top_xyz: Int64,
     above: Int32,
     counts: Int64,
+    known: Int32,
     ray_start: Int64,
     out_ray: Int32,
     out_t: Float32,
@@ -276,6 +283,8 @@ def _fill(
         middle, end = (counts[q] // kept - 1) // 2, counts[q] // kept
         length = 0.0
         for n in range(counts[q]):
+            if n < known.shape[1]:
+                i = max(first, start[q]) + known[q, n]
             found = _next_sample(
                 i, last, ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q, lambda_near,
                 root, children, occupancy, any_occupied, cells, adapt,
@@ -362,13 +371,14 @@ def march(
     begin = np.zeros(num, np.int64) if start is None else np.ascontiguousarray(start.numpy())
     counts = np.zeros(num, np.int64)
     ends = np.empty(num, np.int64)
+    known = np.empty((num, _KNOWN), np.int32)
     children, occupancy, any_occupied = arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy()
     near, step, gsd_root, lod_bias = settings.near, settings.step, settings.gsd_root, settings.lod_bias
     most = np.iinfo(np.int64).max if limit is None else limit
     with parallel_region():
         _count(
             o, d, footprint, offset, begin, near, step, gsd_root, lod_bias, most,
-            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, adapt, counts, ends,
+            arena.root, children, occupancy, any_occupied, arena.occupancy_cells, adapt, counts, ends, known,
         )  # fmt: skip
         ray_start = np.zeros(num + 1, np.int64)
         np.cumsum(counts if keep is None else np.minimum(counts, keep), out=ray_start[1:])
@@ -380,21 +390,12 @@ def march(
             o, d, footprint, offset, begin, near, step, gsd_root, lod_bias,
             arena.root, children, occupancy, any_occupied, arena.occupancy_cells, adapt, arena.level.numpy(),
             arena.treelet.numpy(), arena.lambda_max.numpy(), arena.top_level.numpy(), arena.top_xyz.numpy(),
-            arena.above.numpy(), counts, ray_start,
+            arena.above.numpy(), counts, known, ray_start,
             ray, t, dt, wanted, slot, beta, position, blend, slot_above, position_above,
         )  # fmt: skip
-    as_tensor = torch.from_numpy
+    new = torch.from_numpy
     return Samples(
-        ray_start=as_tensor(ray_start),
-        ray=as_tensor(ray),
-        t=as_tensor(t),
-        dt=as_tensor(dt),
-        wanted=as_tensor(wanted),
-        slot=as_tensor(slot),
-        beta=as_tensor(beta),
-        position=as_tensor(position),
-        blend=as_tensor(blend),
-        slot_above=as_tensor(slot_above),
-        position_above=as_tensor(position_above),
-        next_step=as_tensor(ends),
-    )
+        ray_start=new(ray_start), ray=new(ray), t=new(t), dt=new(dt), wanted=new(wanted), slot=new(slot),
+        beta=new(beta), position=new(position), blend=new(blend), slot_above=new(slot_above),
+        position_above=new(position_above), next_step=new(ends),
+    )  # fmt: skip
