@@ -364,10 +364,8 @@ def march(
             For training: most of the air over a scene is drawn by coarse nodes.
     """
     num = rays.origins.shape[0]
-    packet = tuple(
-        np.ascontiguousarray(x.numpy()) for x in (rays.origins, rays.directions, rays.footprint, rays.offset)
-    )
-    o, d, footprint, offset = packet
+    packet = (rays.origins, rays.directions, rays.footprint, rays.offset)
+    o, d, footprint, offset = (np.ascontiguousarray(x.numpy()) for x in packet)
     begin = np.zeros(num, np.int64) if start is None else np.ascontiguousarray(start.numpy())
     counts = np.zeros(num, np.int64)
     ends = np.empty(num, np.int64)
