@@ -20,8 +20,12 @@ COLUMNS = ("ray", "t", "dt", "wanted", "slot", "beta", "position", "blend", "slo
 
 
 def scene(rng: np.random.Generator) -> tuple[Arena, Rays]:
-    arena = random_arena(rng, random_octree(rng, 4, children=6.0), (0, 1, 2, 3), shape=SHAPE, fill=0.8)
-    return arena, random_rays(rng, 60, edge=EDGE, footprint=0.05)
+    """Rays that meet matter where one treelet hands over to another."""
+    while True:
+        arena = random_arena(rng, random_octree(rng, 4, children=6.0), (0, 1, 2, 3), shape=SHAPE, fill=0.8)
+        rays = random_rays(rng, 60, edge=EDGE, footprint=0.05)
+        if bool((cpu.march(rays, arena, SETTINGS, keep=5, adapt=True).slot_above >= 0).any()):
+            return arena, rays
 
 
 def in_use(count: int) -> torch.Tensor:
