@@ -8,13 +8,9 @@ from pathlib import Path
 
 def peak_memory() -> int:
     """Peak resident bytes of this process so far; 0 where the platform does not tell."""
-    try:
-        # what getrusage says begins with the peak of the process that started this one
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
+    # what getrusage says begins with the peak of the process that started this one
+    if found := _status("VmHWM:"):
+        return found
     try:
         import resource
     except ImportError:
@@ -37,3 +33,18 @@ def hold_freed_memory(size: int = 1 << 28) -> bool:
         return False
     # M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at the most that all versions take
     return bool(mallopt(-1, size)) and bool(mallopt(-3, 1 << 25))
+
+
+def resident_memory() -> int:
+    """Resident bytes of this process now; 0 where the platform does not tell."""
+    return _status("VmRSS:")
+
+
+def _status(name: str) -> int:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0

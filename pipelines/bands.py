@@ -15,8 +15,8 @@ from infnerf_tiles.errors import BudgetError, TrainingError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.training.context import Context
-from infnerf_tiles.training.pixel_store import PATCH_BYTES, drop_assignments, drop_pixels
-from infnerf_tiles.training.pixel_tasks import PixelTask, assign_photos, chunk_photos, cut_photos
+from infnerf_tiles.training.pixel_store import PATCH_BYTES, chunk_photos, drop_assignments, drop_pixels
+from infnerf_tiles.training.pixel_tasks import AssignTask, PixelTask, assign_photos, cut_photos
 from infnerf_tiles.training.tasks import TrainReport, TrainTask, run_treelet
 from infnerf_tiles.units import format_bytes
 
@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 _DEFAULT_SCRATCH_SHARE = 0.5
 _PIXELS, _TRAINING = 0, 1
 """Priorities: a treelet that is ready goes before the pixels of the next wave."""
+_ASSIGNMENTS_EACH = 4
+"""Assignment tasks per worker: each reads the surroundings once, and they end at about the same time."""
 
 
 @dataclass
@@ -135,14 +137,20 @@ class BandTraining:
         return not self._stopped
 
     def _assign(self, *, everything: bool) -> None:
-        for chunk, photos in enumerate(self._chunks):
-            job = self._pixel_task(chunk, photos, self._roots, everything=everything)
-            self._executor.submit(f"assign {chunk}", assign_photos, job, trains=False)
-        for _ in self._chunks:
+        jobs = [
+            self._pixel_task(chunk, photos, self._roots, everything=everything)
+            for chunk, photos in enumerate(self._chunks)
+        ]
+        each = -(-len(jobs) // (_ASSIGNMENTS_EACH * self._executor.capacity))
+        runs = range(0, len(jobs), max(each, 1))
+        for first in runs:
+            task = AssignTask(chunks=tuple(jobs[first : first + each]))
+            self._executor.submit(f"assign {first}", assign_photos, task, trains=True)
+        for _ in runs:
             outcome = self._executor.next()
             if outcome.error is not None:
                 raise outcome.error
-            self._counts[int(outcome.key.split()[1])] = outcome.result
+            self._counts |= outcome.result
 
     def _hand_in(self, waves: deque[list[int]]) -> None:
         """Submit what can be: treelets whose pixels are there, then the pixels of up to two waves."""

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from infnerf_tiles.geometry.footprint import gsd
 from infnerf_tiles.geometry.node_id import NodeId, RootCube
 from infnerf_tiles.kernels.arena import MarchSettings
 from infnerf_tiles.kernels.cpu import set_threads
-from infnerf_tiles.process import peak_memory
+from infnerf_tiles.process import peak_memory, resident_memory
 from infnerf_tiles.settings import Settings, parse_settings
 from infnerf_tiles.training.pixels import PixelSet, all_patches
 from infnerf_tiles.training.shared import Shared
@@ -44,12 +45,15 @@ _ROOT = RootCube((-8.0, -8.0, -8.0), 16.0)
 class Calibration:
     """What training takes here, with the settings' shapes.
 
-    base_bytes: host memory of a process that trains, without what follows. slot_bytes, frozen_bytes, tree_bytes: per
-    node slot, per node around and per treelet around. device_base_bytes, device_slot_bytes, device_frozen_bytes: the
+    base_bytes: host memory of a process that trains, without what follows. fixed_bytes: state of a training without
+    any slot. step_bytes: what a step takes for a moment. slot_bytes, frozen_bytes, tree_bytes: per node slot, per node
+    around and per treelet around. device_base_bytes, device_slot_bytes, device_frozen_bytes: the
     same on the CUDA device, 0 where there is none. step_seconds: of one step of `training.samples_per_step` samples.
     """
 
     base_bytes: int
+    fixed_bytes: int
+    step_bytes: int
     slot_bytes: int
     frozen_bytes: int
     tree_bytes: int
@@ -90,9 +94,12 @@ def measure(settings: Settings, threads: int | None) -> Calibration:
             started = time.perf_counter()
         trainer.train_step()
     seconds = (time.perf_counter() - started) / _TIMED
+    resident, peak = resident_memory(), peak_memory()
     device_peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return Calibration(
-        base_bytes=max(peak_memory() - held, 0),
+        base_bytes=max((resident or peak) - held, 0),
+        fixed_bytes=max(small["host"] - _SLOTS[0] * per_slot["host"], 0),
+        step_bytes=max(peak - resident, 0) if resident else 0,
         slot_bytes=per_slot["host"],
         frozen_bytes=per_frozen["host"],
         tree_bytes=tree,
@@ -204,6 +211,7 @@ def _sizes(trainer: Trainer) -> Mapping[str, int]:
 def main() -> None:
     """Read the request, measure, print."""
     request = json.loads(sys.stdin.read())
+    importlib.import_module("infnerf_tiles.pipelines.train")  # what a process that trains has in memory
     found = measure(parse_settings(request["settings"]), request["threads"])
     sys.stdout.write(json.dumps(asdict(found)) + "\n")
 

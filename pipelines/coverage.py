@@ -1,6 +1,7 @@
 """Coverage: what the photos see of each region, and what they do not."""
 
 import itertools
+import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,17 @@ class Coverage:
         }
 
 
+_covered: "weakref.WeakKeyDictionary[Partition, Coverage]" = weakref.WeakKeyDictionary()
+
+
 def cover(found: Partition) -> Coverage:
     """Count what the training photos see of each region: by the points' tracks, else by what is in their images."""
+    if found not in _covered:  # asked for several times, and all tracks are looked at for it
+        _covered[found] = _cover(found)
+    return _covered[found]
+
+
+def _cover(found: Partition) -> Coverage:
     keys = _region_keys(found)
     photos, cameras = found.photos, found.photos.cameras
     training = ~photos.is_test

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from infnerf_tiles.pipelines.calibrate import Calibration, calibrate
 from infnerf_tiles.pipelines.coverage import Coverage, cover
 from infnerf_tiles.pipelines.partition import Partition, partition
@@ -14,8 +15,8 @@ from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.errors import BudgetError
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.training.pixel_store import PATCH_BYTES, RESIDENT_PATCH_BYTES
-from infnerf_tiles.training.pixel_tasks import CHUNK_BYTES
+from infnerf_tiles.store.bundle import CHUNK_BYTES as BUNDLE_CHUNK_BYTES
+from infnerf_tiles.training.pixel_store import CHUNK_BYTES, PART_BYTES, PATCH_BYTES, RESIDENT_PATCH_BYTES, num_patches
 from infnerf_tiles.training.pixels import PATCH
 from infnerf_tiles.training.seed import MAX_PATCHES
 from infnerf_tiles.training.surroundings import SURROUNDINGS_BYTES
@@ -30,7 +31,13 @@ _ROW_SHARE = 0.97
 """Stored bytes of a row of features over its bytes in memory: what compression always saves of float16 values."""
 _SAMPLES_PER_RAY = 14.0
 _CELLS_AT_ONCE = 1 << 17
-_SLACK = 1.07
+_CELL_BYTES = 20
+"""Of a look at an occupancy cell, densities apart: masks, random numbers, rows."""
+_ASSIGNING_BYTES = 96 << 20
+"""Of the rays that are cast at a time to find out where patches belong."""
+_HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 4 << 10
+"""What thousands of steps of ever other sizes leave between blocks, which a few calibrating ones do not."""
+_SLACK = 1.05
 """What an allocator loses between blocks."""
 _SMALL_BYTES = 160_000
 _GENERATION_BYTES, _GENERATION_FILES, _GENERATIONS = 40_000, 13, 3
@@ -162,42 +169,39 @@ def train_needs(found: Partition, budgets: Budgets, threads: int | None) -> Need
 
 
 def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Needs:
-    """Peak bytes of every kind of task, with as many pixels in memory as `budgets.ram` leaves room for."""
-    shape, settings = found.shape, found.settings
+    """Peak bytes of every kind of task, with as many pixels in memory as `budgets.ram` leaves room for.
+
+    With a budget a training's figure holds what decoding photos takes too: worker processes do both at a time.
+    """
+    shape = found.shape
     data = _dataset_bytes(found.photos)
-    photo = _decoding_bytes(found.photos, settings.data.downscale)
     row = 4 * shape.row_length
     nodes = [len(t.keys) for t in found.treelets]
-    worst = max(nodes)
-    capacity = worst + growth_room(found, worst)
+    capacity = max(n + growth_room(found, n) for n in nodes)
     above = sum(len(t.keys) for t in found.treelets if t.band < len(found.bands) - 1)
     around = min(above, SURROUNDINGS_BYTES // shape.node_bytes)
     trees = min(sum(t.band < len(found.bands) - 1 for t in found.treelets), max(around, 1))
     frozen = around * measured.frozen_bytes + trees * measured.tree_bytes
-    # rows pass through float16 lists on the way in, and through float32 and float16 copies on the way out
-    passing = max(around * row, int(1.5 * capacity * row))
-    # densities of all cells are looked at in blocks
-    cells = min(found.node_limit * shape.occupancy_cells**3, _CELLS_AT_ONCE)
-    f = settings.field
-    looking = cells * 4 * (shape.features + 2 * f.hidden + f.geometry_features + 16)
-    own = measured.base_bytes + looking + data + frozen + capacity * measured.slot_bytes + passing
-    own = int(own * _SLACK)
-    pixels = int(largest_pixels(found) / PATCH**2 * RESIDENT_PATCH_BYTES * 1.1) + CHUNK_BYTES
+    # surroundings come in as float16 beside the copy that stays
+    cutting = max(CHUNK_BYTES, _patch_bytes(found.photos)) + _decoding_bytes(found)
+    assigning = frozen + around * row // 2 + _ASSIGNING_BYTES
+    own = _training_bytes(found, measured, capacity) + frozen + PART_BYTES * 2
+    own = int(_SLACK * (measured.base_bytes + data + max(own, assigning)))
+    pixels = int(largest_pixels(found) / PATCH**2 * RESIDENT_PATCH_BYTES * 1.1)
+    count = min(found.octree.num_nodes, found.settings.training.seed_nodes)
+    seed = count + seed_room(count, found.octree.num_nodes, found.node_limit, found.settings.training.seed_nodes)
+    joint = int(_SLACK * (measured.base_bytes + data + _training_bytes(found, measured, seed) + _decoding_bytes(found)))
+    patches = _seed_patches(found) * RESIDENT_PATCH_BYTES
     limit = None
     if budgets.ram is not None:
-        limit = max(budgets.ram - own - CHUNK_BYTES, MIN_PIXEL_BYTES)
-        pixels = min(pixels, limit)
-    count = min(found.octree.num_nodes, settings.training.seed_nodes)
-    seed = count + seed_room(count, found.octree.num_nodes, found.node_limit, settings.training.seed_nodes)
-    patches = min(MAX_PATCHES, math.ceil(found.pyramid_pixels / PATCH**2 * 1.3) + 1)
-    listed = 3 * 16 * math.ceil(found.pyramid_pixels / PATCH**2 * 1.3)
-    seed_bytes = (
-        measured.base_bytes + looking + data + int(seed * (measured.slot_bytes + 1.5 * row)) + measured.tree_bytes
-        + patches * RESIDENT_PATCH_BYTES + listed + photo
-    )  # fmt: skip
-    seed_bytes = int(seed_bytes * _SLACK)
-    cutting = measured.base_bytes + data + frozen + around * row + 3 * CHUNK_BYTES + photo
-    host = {"training a treelet": own + pixels, "seed stage": seed_bytes, "cutting photos": cutting}
+        own += cutting
+        limit = max(budgets.ram - max(own, joint), MIN_PIXEL_BYTES)
+        pixels, patches = min(pixels, limit), min(patches, limit)
+    host = {
+        "training a treelet": own + pixels,
+        "seed stage": joint + patches,
+        "cutting photos": int(_SLACK * (measured.base_bytes + data + cutting)),
+    }
     device = {}
     if measured.device_base_bytes:
         device = {
@@ -206,6 +210,26 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
             "seed stage": measured.device_base_bytes + seed * measured.device_slot_bytes,
         }  # fmt: skip
     return Needs(host=host, device=device, pixel_bytes=limit)
+
+
+def _training_bytes(found: Partition, measured: Calibration, slots: int) -> int:
+    """State of a training with that many slots, and the most that anything takes beside it: a step, a look at all
+    cells' densities with the rows on their way out, or keeping the state."""
+    shape, f = found.shape, found.settings.field
+    cells = slots * shape.occupancy_cells**3
+    looking = min(cells, _CELLS_AT_ONCE) * 4 * (shape.features + 2 * f.hidden + f.geometry_features + 16)
+    rows = slots * 2 * shape.row_length
+    state = measured.fixed_bytes + slots * measured.slot_bytes
+    keeping = min(3 * slots * 4 * shape.row_length, 4 * BUNDLE_CHUNK_BYTES)
+    heap = _HEAP_BYTES + _HEAP_BYTES_PER_SAMPLE * found.settings.training.step_samples("cpu")
+    return state + heap + cells * _CELL_BYTES + max(measured.step_bytes, looking + rows, keeping)
+
+
+def _seed_patches(found: Partition) -> int:
+    """Patches that the seed stage trains on, at most; an edge cuts some of them short."""
+    cameras = found.photos.cameras
+    counts = np.bincount(cameras.camera_index[~found.photos.is_test], minlength=len(cameras.cameras))
+    return min(MAX_PATCHES, sum(int(n) * num_patches(c) for n, c in zip(counts, cameras.cameras, strict=True)))
 
 
 def growth_room(found: Partition, nodes: int) -> int:
@@ -335,18 +359,28 @@ def _refusal(needs: Needs, budgets: Budgets, found: Partition) -> str:
 
 
 def _dataset_bytes(photos: PosedPhotos) -> int:
-    """Of one process's copy of poses and points, with what reading them takes."""
-    total = 600 * photos.num_photos
+    """Of poses and points: the driver's copy and its tasks', and the lists of who saw what."""
+    total = 1200 * photos.num_photos
     if photos.points is not None:
         p = photos.points
-        total += 3 * sum(a.nbytes for a in (p.xyz, p.rgb, p.error, p.track_offsets, p.track_photos))
+        total += 2 * sum(a.nbytes for a in (p.xyz, p.rgb, p.error, p.track_offsets, p.track_photos))
+        total += 32 * len(p.track_photos)
     return total
 
 
-def _decoding_bytes(photos: PosedPhotos, downscale: int) -> int:
-    """Of decoding the largest photo and building its pyramid."""
-    largest = max(c.width * c.height for c in photos.cameras.cameras)
-    return largest * (3 * downscale**2 + 4 * downscale + 24)
+def _patch_bytes(photos: PosedPhotos) -> int:
+    """Patches of the largest photo for all treelets that see it."""
+    most = max(num_patches(camera) for camera in photos.cameras.cameras)
+    return int(PIXEL_COPIES * most * RESIDENT_PATCH_BYTES)
+
+
+def _decoding_bytes(found: Partition) -> int:
+    """Of decoding the largest photo, reducing it and building its pyramid."""
+    largest = max(c.width * c.height for c in found.photos.cameras.cameras)
+    scale = found.settings.data.downscale
+    # the file and its pixels; sums of rows and of blocks
+    reducing = 4 * largest * scale**2 + (6 * largest * scale + 12 * largest if scale > 1 else 0)
+    return max(reducing, 3 * largest + 12 * largest)
 
 
 def _machine_memory() -> int:

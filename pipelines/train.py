@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities, node_limit
-from infnerf_tiles.pipelines.appearance import fit_missing
+from infnerf_tiles.pipelines.appearance import fit_missing, fit_on
 from infnerf_tiles.pipelines.bands import BandTraining, Tally, scratch_budget
 from infnerf_tiles.pipelines.checks import check_same, checked_context, plan_redo
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
@@ -138,7 +138,7 @@ def train(
                 try:
                     for band in range(len(store.header.band_levels)):
                         if _shows_something(store.read_index(), band):
-                            fit_missing(context, store, threads=place.threads)
+                            fit_missing(context, store, fit_on(executor, task))
                         if stop() or not _train_band(context, task, band, executor, stop, room, summary):
                             break
                 finally:

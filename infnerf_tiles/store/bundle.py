@@ -96,6 +96,68 @@ def read_bundle(store: GuardedStore, path: str) -> Bundle | None:
     return None
 
 
+def open_bundle(store: GuardedStore, path: str) -> "StoredBundle | None":
+    """The bundle at `path` to be read array by array, every chunk's checksum looked at first; None if none was ever
+    completed there. DamagedStoreError if it is damaged. For bundles that nobody replaces meanwhile."""
+    head = _read_head(store, path)
+    if head is None:
+        return None
+    try:
+        check_array(store, head.layout)
+        for position in range(-(-head.schema.row_bytes // head.layout.chunk[0])):
+            read_chunk(store, head.layout, position)
+    except (ChunkError, DamagedStoreError) as error:
+        raise DamagedStoreError(f"scene {store.name}: {path} is damaged ({error})") from error
+    return StoredBundle(arrays=StoredArrays(store, head), meta=head.meta)
+
+
+class StoredArrays(Mapping[str, AnyArray]):
+    """Arrays that stay on the disk until they are asked for."""
+
+    def __init__(self, store: GuardedStore, head: _Head) -> None:
+        self._store, self._head = store, head
+        self._specs = {spec.name: spec for spec in head.schema.tensors}
+
+    def __getitem__(self, name: str) -> AnyArray:
+        spec = self._specs[name]
+        out: AnyArray = np.empty(spec.shape, spec.dtype)
+        self.read_into(name, out)
+        return out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def read_into(self, name: str, out: AnyArray) -> None:
+        """Fill a contiguous array. ValueError if its shape or dtype is another; DamagedStoreError."""
+        spec, layout, rows = self._specs[name], self._head.layout, self._head.schema.row_bytes
+        if (out.shape, out.dtype.name) != (spec.shape, spec.dtype) or not out.flags.c_contiguous:
+            raise ValueError(f"{layout.path}, {name}: expected {spec.dtype} {spec.shape}, got {out.dtype} {out.shape}")
+        width = layout.chunk[0]
+        for position in range(spec.offset // width, -(-(spec.offset + spec.nbytes) // width)):
+            try:
+                block: UInt8 = read_chunk(self._store, layout, position)
+            except ChunkError as error:
+                raise DamagedStoreError(f"scene {self._store.name}: {layout.path} is damaged ({error})") from error
+            stop = min(rows, (position + 1) * width)
+            for other, inside, outside in _overlaps(self._head.schema, position * width, stop):
+                if other.name == name:
+                    _as_bytes(out)[outside] = block[inside]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBundle:
+    """arrays: read when they are asked for. meta: JSON values."""
+
+    arrays: StoredArrays
+    meta: dict[str, Any]
+
+
 def read_bundle_meta(store: GuardedStore, path: str) -> dict[str, Any] | None:
     """The facts of the bundle at `path` alone, None if none was ever completed there; DamagedStoreError."""
     head = _read_head(store, path)

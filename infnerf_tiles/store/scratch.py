@@ -6,7 +6,7 @@ from typing import Any
 
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import DamagedStoreError
-from infnerf_tiles.store.bundle import Bundle, drop_bundle, read_bundle, write_bundle
+from infnerf_tiles.store.bundle import StoredBundle, drop_bundle, open_bundle, write_bundle
 from infnerf_tiles.store.journal import treelet_folder
 from infnerf_tiles.store.scene_store import SceneStore
 
@@ -24,11 +24,11 @@ def write_checkpoint(store: SceneStore, treelet: str, arrays: Mapping[str, AnyAr
     write_bundle(store.data, treelet_folder("scratch", treelet), arrays, meta, compressed=False)
 
 
-def read_checkpoint(store: SceneStore, treelet: str) -> Bundle | None:
-    """The last complete training state; None if there is none, or it is damaged (which is logged: training starts
-    over)."""
+def read_checkpoint(store: SceneStore, treelet: str) -> StoredBundle | None:
+    """The last complete training state, whose arrays are read one by one as they are asked for; None if there is none,
+    or it is damaged (which is logged: training starts over)."""
     try:
-        return read_bundle(store.data, treelet_folder("scratch", treelet))
+        return open_bundle(store.data, treelet_folder("scratch", treelet))
     except DamagedStoreError as error:
         _log.warning("%s; the training of %s starts over", error, treelet)
         return None

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from infnerf_tiles.arrays import AnyArray
+from infnerf_tiles.store.bundle import StoredArrays
 from infnerf_tiles.training.trainer import Trainer
 
 _COUNTERS = ("step", "rays_done", "samples_done", "samples_per_ray", "growths", "coarse_until", "recent_error")
@@ -55,7 +56,10 @@ def restore(trainer: Trainer, arrays: Mapping[str, AnyArray], counters: Mapping[
     state.num_own = own
 
     def put(target: torch.Tensor, name: str) -> None:
-        target.copy_(torch.from_numpy(np.array(arrays[name])))
+        if isinstance(arrays, StoredArrays) and target.device.type == "cpu" and not target.requires_grad:
+            arrays.read_into(name, target.numpy())  # these are as large as everything else together
+        else:
+            target.copy_(torch.from_numpy(np.array(arrays[name])))
 
     evidence = trainer.evidence
     for target, name in (

@@ -36,8 +36,11 @@ class DepthBatch:
 class DepthTargets:
     """Observations (photo, point) of a treelet's sparse points."""
 
-    def __init__(self, centres: Float64, photo: Int32, xyz: Float64):
+    def __init__(self, centres: Float64, photo: Int32, xyz: Float64, point: Int32 | None = None):
+        """centres: float64 [photos, 3]. photo: int32 [k]. xyz: float64 [m, 3]; point: int32 [k], row of each
+        observation's point there, None if every observation has its own."""
         self.centres, self.photo, self.xyz = centres, photo, xyz
+        self.point: Int32 = np.arange(len(photo), dtype=np.int32) if point is None else point
 
     @property
     def count(self) -> int:
@@ -53,16 +56,16 @@ class DepthTargets:
         unit = context.store.header.root.to_unit(points.xyz)
         inside = (np.floor(unit * 2.0**top.level) == np.array([top.x, top.y, top.z])).all(axis=1)
         good = inside & (points.track_lengths >= MIN_TRACK) & (points.error <= MAX_ERROR)
-        owner = np.repeat(np.arange(points.num_points), points.track_lengths)
+        owner = np.repeat(np.arange(points.num_points, dtype=np.int32), points.track_lengths)
         chosen: Int64 = np.flatnonzero(good[owner] & ~context.photos.is_test[points.track_photos])
-        return cls(cameras.centres, points.track_photos[chosen], points.xyz[owner[chosen]])
+        return cls(cameras.centres, points.track_photos[chosen], points.xyz, owner[chosen])
 
     def draw(self, rng: np.random.Generator, count: int) -> DepthBatch:
         """Draw `count` observations uniformly."""
         k = rng.integers(0, self.count, count)
         photo = self.photo[k]
         origins = self.centres[photo]
-        away = self.xyz[k] - origins
+        away = self.xyz[self.point[k]] - origins
         distance = np.linalg.norm(away, axis=1)
         return DepthBatch(
             photo=photo,

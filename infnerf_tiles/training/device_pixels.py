@@ -91,7 +91,7 @@ class DeviceDepth:
 
     def __init__(self, targets: DepthTargets, device: torch.device):
         self._photo = torch.from_numpy(targets.photo.astype(np.int64)).to(device)
-        self._xyz = torch.from_numpy(np.ascontiguousarray(targets.xyz)).to(device)
+        self._xyz = torch.from_numpy(np.ascontiguousarray(targets.xyz[targets.point])).to(device)
         """float64 [k, 3], world."""
 
     def draw(self, u: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:

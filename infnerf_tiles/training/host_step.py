@@ -22,6 +22,7 @@ from infnerf_tiles.training.objective import REACHED_SHIFT, SHARED_RATE, STOP, T
 from infnerf_tiles.training.pixels import PixelBatch
 from infnerf_tiles.training.refresh import reached_cells, refresh_occupancy
 from infnerf_tiles.training.schedule import coarsening, refresh_due
+from infnerf_tiles.training.shared_optimizer import HostAdam
 from infnerf_tiles.training.workload import Counters, Workload
 from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
 from infnerf_tiles.volume.visibility import keep_reached
@@ -35,9 +36,7 @@ class HostStep:
         self.work, self.state, self.shared = work, work.state, work.shared
         self._settings, self._frame = work.settings, work.frame
         shared = work.shared
-        self.optimizer = (
-            torch.optim.Adam(shared.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-15) if shared.trainable else None
-        )
+        self.optimizer = HostAdam(shared.parameters()) if shared.trainable else None
         self.kernels = for_device(work.state.device)
         self._format = torch.bfloat16 if has_bf16(work.settings.precision) else torch.float32
 
@@ -88,26 +87,12 @@ class HostStep:
 
     def save(self) -> tuple[Counters, dict[str, AnyArray]]:
         """The counters, and what steps keep besides the workload: the moments of the shared parameters."""
-        arrays: dict[str, AnyArray] = {}
-        if self.optimizer is not None:
-            for k, parameter in enumerate(self.shared.parameters()):
-                moment = self.optimizer.state.get(parameter, {})
-                for name in ("exp_avg", "exp_avg_sq", "step"):
-                    if name in moment:
-                        arrays[f"shared_{k}_{name}"] = np.atleast_1d(moment[name].numpy())
-        return self.work.counters, arrays
+        return self.work.counters, {} if self.optimizer is None else self.optimizer.save()
 
     def load(self, arrays: Mapping[str, AnyArray]) -> None:
         """Take what `save` of any kind of step gave."""
-        if self.optimizer is None:
-            return
-        for k, parameter in enumerate(self.shared.parameters()):
-            if f"shared_{k}_step" in arrays:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(arrays[f"shared_{k}_step"][0])),
-                    "exp_avg": torch.from_numpy(np.array(arrays[f"shared_{k}_exp_avg"])),
-                    "exp_avg_sq": torch.from_numpy(np.array(arrays[f"shared_{k}_exp_avg_sq"])),
-                }
+        if self.optimizer is not None:
+            self.optimizer.load(arrays)
 
     def make_rays(self, batch: PixelBatch, offset: Float64, coarser: int = 0) -> tuple[Rays, Tensor]:
         """Rays in unit coordinates and their direction basis [Q, 16] for a batch of pixels.
@@ -257,10 +242,7 @@ class HostStep:
         for tensors, _ in self.work.moments.groups(self.state):
             self.kernels.adam(*tensors, step=step, rate=rate)
         if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * SHARED_RATE
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.update(rate * SHARED_RATE)
 
     def _note(self, samples: Samples, weights: Tensor, photos: Int32) -> None:
         photo = torch.from_numpy(photos.astype(np.int64))

@@ -5,24 +5,56 @@ those photos go to which treelet. Every chunk has one writer, and all of a treel
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from infnerf_tiles.arrays import Bool, Int64, UInt8
+from infnerf_tiles.data.photos import num_pyramid_levels
 from infnerf_tiles.errors import StoreError
+from infnerf_tiles.geometry.camera import Camera, PosedCameras
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.bundle import Bundle, read_bundle, read_bundle_meta, write_bundle
 from infnerf_tiles.store.journal import treelet_folder
 from infnerf_tiles.store.scene_store import SceneStore
-from infnerf_tiles.training.pixels import PATCH, Patches, PixelBatch, PixelSet
+from infnerf_tiles.training.pixels import PATCH, Patches, PixelBatch, PixelSet, join_patches
 
 AREA = "pixels"
 PATCH_BYTES = PATCH * PATCH * 3 + PATCH * PATCH // 8 + 16
 """Stored bytes of a patch: colours, validity bits and its place."""
 RESIDENT_PATCH_BYTES = PATCH * PATCH * 4 + 32
 """Bytes of a patch that is drawn from."""
+CHUNK_BYTES = 32 << 20
+"""Patches of one chunk of photos, unless a single photo has more."""
+PART_BYTES = 8 << 20
+"""Patches of a treelet that are stored and read together."""
+_PART_PATCHES = PART_BYTES // PATCH_BYTES
+_MOST_PARTS = 1 << 16
+"""Of one treelet from the photos of a chunk: 512 GiB."""
 _PLACE = ("photo", "pyramid", "column", "row")
+
+
+def chunk_photos(cameras: PosedCameras, photos: Sequence[int]) -> list[tuple[int, ...]]:
+    """The photos cut into runs whose patches take up to CHUNK_BYTES, at least one photo each."""
+    chunks: list[tuple[int, ...]] = []
+    run: list[int] = []
+    size = 0
+    bytes_of = [PATCH_BYTES * num_patches(c) for c in cameras.cameras]
+    for photo in photos:
+        own = bytes_of[int(cameras.camera_index[photo])]
+        if run and size + own > CHUNK_BYTES:
+            chunks.append(tuple(run))
+            run, size = [], 0
+        run.append(photo)
+        size += own
+    return [*chunks, tuple(run)] if run else chunks
+
+
+def num_patches(camera: Camera) -> int:
+    """Patches of all pyramid levels of a photo."""
+    levels = ((camera.width >> p, camera.height >> p) for p in range(num_pyramid_levels(camera.width)))
+    return sum(-(-w // PATCH) * -(-h // PATCH) for w, h in levels)
 
 
 def write_assignment(store: SceneStore, band: int, chunk: int, assigned: dict[int, Patches]) -> None:
@@ -48,13 +80,40 @@ def read_assignment(store: SceneStore, band: int, chunk: int) -> dict[int, Patch
     return result
 
 
-def write_pixels(store: SceneStore, treelet: str, chunk: int, pixels: PixelSet) -> None:
-    """Keep a treelet's patches from a chunk's photos."""
-    arrays = {name: getattr(pixels.patches, name) for name in _PLACE}
-    arrays |= {"rgb": pixels.rgb, "valid": np.packbits(pixels.valid, axis=None)}
-    levels = np.bincount(pixels.patches.pyramid, pixels.valid.sum(axis=(1, 2)), pixels.num_levels)
-    meta = {"patches": pixels.patches.count, "pixels": [int(n) for n in levels]}
-    write_bundle(store.data, _chunk_path(treelet, chunk), arrays, meta, compressed=False)
+class PixelWriter:
+    """Keeps a treelet's patches from the photos of a chunk, in parts of up to PART_BYTES."""
+
+    def __init__(self, store: SceneStore, treelet: str, chunk: int) -> None:
+        self._store, self._treelet, self._number = store, treelet, chunk * _MOST_PARTS
+        self._held: list[PixelSet] = []
+        self._room = _PART_PATCHES
+
+    def add(self, patches: Patches, levels: list[tuple[UInt8, Bool | None]]) -> None:
+        """Cut patches out of one photo, given its pyramid levels with masks; those without a usable pixel are left
+        out."""
+        first = 0
+        while first < patches.count:
+            rows = np.arange(first, min(first + self._room, patches.count))
+            cut = PixelSet.gather(patches.select(rows), lambda _: levels)
+            first += len(rows)
+            self._held.append(cut)
+            self._room -= cut.patches.count
+            if not self._room:
+                self.close()
+
+    def close(self) -> None:
+        """Write what has not been written."""
+        held, self._held, self._room = self._held, [], _PART_PATCHES
+        patches = join_patches([pixels.patches for pixels in held])
+        if not patches.count:
+            return
+        valid = np.concatenate([pixels.valid for pixels in held])
+        arrays = {name: getattr(patches, name) for name in _PLACE}
+        arrays |= {"rgb": np.concatenate([pixels.rgb for pixels in held]), "valid": np.packbits(valid, axis=None)}
+        levels = np.bincount(patches.pyramid, valid.sum(axis=(1, 2)))
+        meta = {"patches": patches.count, "pixels": [int(n) for n in levels]}
+        write_bundle(self._store.data, _chunk_path(self._treelet, self._number), arrays, meta, compressed=False)
+        self._number += 1
 
 
 def drop_pixels(store: SceneStore, treelet: str) -> None:

@@ -12,6 +12,7 @@ from infnerf_tiles.geometry.camera import PosedCameras
 
 PATCH = 16
 """Pixels per patch edge."""
+_MOVED_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,15 @@ def all_patches(cameras: PosedCameras, photos: Sequence[int]) -> Patches:
     return Patches(photo=photo_, pyramid=pyramid, column=column, row=row)
 
 
+def join_patches(parts: Sequence[Patches]) -> Patches:
+    """All of them, one part after the other."""
+
+    def joined(name: str) -> Int32:
+        return np.concatenate([np.empty(0, np.int32), *(getattr(part, name) for part in parts)])
+
+    return Patches(photo=joined("photo"), pyramid=joined("pyramid"), column=joined("column"), row=joined("row"))
+
+
 def patch_points(patches: Patches, per_edge: int) -> Float64:
     """per_edge^2 pixel centres spread over each patch, float64 [n, per_edge^2, 2] in level-0 pixels."""
     offset = (np.arange(per_edge) + 0.5) * (PATCH / per_edge)
@@ -93,13 +103,9 @@ class PixelSet:
 
     @classmethod
     def gather(
-        cls,
-        patches: Patches,
-        read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]]],
-        *,
-        keep_all: bool = False,
+        cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]]]
     ) -> "PixelSet":
-        """Read the patches photo by photo; those without a usable pixel go, unless `keep_all`.
+        """Read the patches photo by photo; those without a usable pixel go.
 
         Args:
             read_pyramid: photo -> list over pyramid levels of (uint8 [h, w, 3], mask bool [h, w] or None).
@@ -119,9 +125,15 @@ class PixelSet:
                 h, w = tile.shape[:2]
                 rgb[k, :h, :w] = tile
                 valid[k, :h, :w] = True if mask is None else mask[y : y + PATCH, x : x + PATCH]
-        keep: Bool = np.asarray(valid.any(axis=(1, 2)))
-        # a selection copies, which doubles the memory for a moment
-        return cls(patches, rgb, valid) if keep_all or keep.all() else cls(patches.select(keep), rgb[keep], valid[keep])
+        keep = np.flatnonzero(valid.any(axis=(1, 2)))
+        if len(keep) == n:
+            return cls(patches, rgb, valid)
+        # moved up in place: a selection would need the memory twice
+        for start in range(0, len(keep), _MOVED_AT_ONCE):
+            rows = keep[start : start + _MOVED_AT_ONCE]
+            to = slice(start, start + len(rows))
+            rgb[to], valid[to] = rgb[rows], valid[rows]
+        return cls(patches.select(keep), rgb[: len(keep)], valid[: len(keep)])
 
     def seek(self, progress: float) -> None:
         """Nothing: all pixels are at hand whatever share of a training is done."""

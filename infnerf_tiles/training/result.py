@@ -61,7 +61,8 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     lambda_max = np.minimum(evidence.seen[: state.num_own].cpu().numpy(), level.astype(np.float32))
     # a node seen at no finer level than its parent's own was never trained
     useless = (lambda_max <= level - 1) | ~shown
-    size = state.tables[: state.num_own].abs().amax(dim=(1, 2)).cpu().numpy()
+    low, high = torch.aminmax(state.tables[: state.num_own].view(state.num_own, -1), dim=1)
+    size = torch.maximum(-low, high).cpu().numpy()
     useless |= size < RESIDUAL_FLOOR
     useless[level == state.top.level] = False
     keep = prune(keys, useless, needed)
@@ -74,10 +75,12 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     shape = state.shape
     v = shape.base_cells + 1
     base = fold_corrections(state.dense[: shape.training_dense_rows], shape, shape.num_corrections)[: v**3]
-    tables = state.tables[torch.from_numpy(order).to(state.device)]
+    tables: Float16 = np.empty((len(order), shape.row_length), np.float16)
+    for k, slot in enumerate(order.tolist()):
+        tables[k] = state.tables[slot].cpu().numpy().reshape(-1)
     return TrainedTreelet(
         keys=keys[order],
-        tables=tables.cpu().numpy().reshape(len(order), -1).astype(np.float16),
+        tables=tables,
         occupancy=pack_cells(cells[order]),
         lambda_max=lambda_max[order].astype(np.float32),
         base=base.cpu().numpy().reshape(v, v, v, shape.features).astype(np.float16),

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from infnerf_tiles.arrays import Bool, Float64, Int64
+from infnerf_tiles.arrays import Bool, Float64, Int32, Int64
 from infnerf_tiles.geometry.node_id import ancestor_keys, key_levels
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.training.context import Context
-from infnerf_tiles.training.pixels import Patches, patch_points
+from infnerf_tiles.training.pixel_store import chunk_photos
+from infnerf_tiles.training.pixels import Patches, all_patches, join_patches, patch_points
 
 MAX_PATCHES = 1 << 18
 """Most patches of the seed stage (768 bytes each)."""
@@ -40,28 +41,69 @@ def seed_nodes(keys: Int64, band_levels: tuple[int, ...], budget: int, seed: int
     return np.sort(chosen)
 
 
-def seed_patches(context: Context, patches: Patches, own: Int64, everything: Int64) -> Patches:
-    """The patches that the seed stage's nodes can explain.
+def seed_patches(context: Context, own: Int64, everything: Int64, most: int = MAX_PATCHES) -> Patches:
+    """The patches of the training photos that the seed stage's nodes can explain.
 
     Where the octree is deeper than the sample, a patch stays if the sample is as deep as its pixels want, judged by the
-    nearest sparse point of its photo; so do the coarsest patches of every photo. Too many are thinned at random.
+    nearest sparse point of its photo; so do the coarsest patches of every photo. More than `most` are thinned at
+    random. Photos are looked at in runs: the patches of a large collection would not fit into memory.
     """
-    keep = np.ones(patches.count, np.bool_)
-    if len(own) < len(everything):
-        keep = _explained(context, patches, Octree.from_keys(own))
-    index = np.flatnonzero(keep)
-    if len(index) > MAX_PATCHES:
-        rng = np.random.default_rng((context.settings.training.seed, 3))
-        index = np.sort(rng.choice(index, MAX_PATCHES, replace=False))
-    return patches.select(index.astype(np.int32))
+    octree = Octree.from_keys(own) if len(own) < len(everything) else None
+    sightings = _Sightings(context) if octree is not None else None
+    kept: list[Patches] = []
+    luck: list[Float64] = []
+    for run in chunk_photos(context.photos.cameras, context.training_photos):
+        patches = all_patches(context.photos.cameras, run)
+        # by photo, so that neither the order nor the size of the runs counts
+        chance = np.concatenate(
+            [
+                np.random.default_rng((context.settings.training.seed, 3, photo)).random(int(count))
+                for photo, count in zip(*np.unique(patches.photo, return_counts=True), strict=True)
+            ]
+        )
+        if octree is not None and sightings is not None:
+            explained = _explained(context, patches, octree, sightings)
+            patches, chance = patches.select(explained), chance[explained]
+        kept, luck = [*kept, patches], [*luck, chance]
+        if sum(p.count for p in kept) > 2 * most:
+            kept, luck = _luckiest(kept, luck, most)
+    kept, _ = _luckiest(kept, luck, most)
+    return kept[0]
 
 
-def _explained(context: Context, patches: Patches, octree: Octree) -> Bool:
+def _luckiest(kept: list[Patches], luck: list[Float64], most: int) -> tuple[list[Patches], list[Float64]]:
+    """At most so many of the patches, in their order."""
+    patches, chance = join_patches(kept), np.concatenate([np.empty(0), *luck])
+    if patches.count <= most:
+        return [patches], [chance]
+    chosen = np.sort(np.argpartition(chance, most)[:most])
+    return [patches.select(chosen)], [chance[chosen]]
+
+
+class _Sightings:
+    """Which sparse points each photo saw."""
+
+    def __init__(self, context: Context) -> None:
+        points = context.photos.points
+        self._owner = np.empty(0, np.int32)
+        self._start = np.zeros(context.photos.num_photos + 1, np.int64)
+        if points is not None and len(points.track_photos):
+            order = np.argsort(points.track_photos, kind="stable")
+            self._owner = np.repeat(np.arange(points.num_points, dtype=np.int32), points.track_lengths)[order]
+            counts = np.bincount(points.track_photos, minlength=context.photos.num_photos)
+            self._start = np.concatenate([[0], np.cumsum(counts)])
+
+    def points(self, photo: int) -> Int32:
+        """Rows of the points that a photo saw."""
+        return self._owner[self._start[photo] : self._start[photo + 1]]
+
+
+def _explained(context: Context, patches: Patches, octree: Octree, sightings: _Sightings) -> Bool:
     cameras, root = context.photos.cameras, context.store.header.root
     xy = patch_points(patches, 1)[:, 0]
     size = np.array([[c.width, c.height] for c in cameras.cameras], np.float64)[cameras.camera_index[patches.photo]]
     origins, directions = cameras.rays(patches.photo, np.minimum(xy, size - 0.5))
-    distance = _point_distance(context, patches, xy)
+    distance = _point_distance(context, patches, xy, sightings)
     wanted = np.log2(context.gsd_root * cameras.focals[patches.photo] / (distance * np.exp2(patches.pyramid)))
     unit = root.to_unit(origins + distance[:, None] * directions)
     deepest = octree.deepest_level(unit)
@@ -73,16 +115,15 @@ def _explained(context: Context, patches: Patches, octree: Octree) -> Bool:
     return explained
 
 
-def _point_distance(context: Context, patches: Patches, xy: Float64) -> Float64:
+def _point_distance(context: Context, patches: Patches, xy: Float64, sightings: _Sightings) -> Float64:
     """Distance of the sparse point nearest in the image to each patch; without points, half the root cube's edge."""
     points = context.photos.points
     cameras = context.photos.cameras
     out = np.full(patches.count, context.store.header.root.edge / 2)
-    if points is None or not len(points.track_photos):
+    if points is None:
         return out
-    owner = np.repeat(np.arange(points.num_points), points.track_lengths)
     for photo in np.unique(patches.photo).tolist():
-        seen = owner[points.track_photos == photo]
+        seen = sightings.points(photo)
         if not len(seen):
             continue
         pixel, depth, visible = cameras.project(photo, points.xyz[seen])

@@ -253,7 +253,8 @@ class TrainingState:
         """NonFiniteError if a feature is NaN or infinite, which a finite loss can still hide."""
         rows = self.shape.training_dense_rows
         for name, values in (("table", self.tables[: self.num_own]), ("base", self.dense[:rows])):
-            if not bool(torch.isfinite(values).all()):
+            # the extremes are NaN or infinite if any value is, and take no memory of their own
+            if values.numel() and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values)):
                 raise NonFiniteError(
                     f"treelet {self.top}: a {name} is not finite after step {step}; the last good state is kept. "
                     "Lower training.lr"

@@ -48,16 +48,21 @@ def read_surroundings(
     rows = np.sort(rows[order[: max(1, budget // shape.node_bytes)]])
     rows = _with_parents(index.keys, rows)
     used, treelet = np.unique(index.treelets[rows], return_inverse=True)
-    nodes = [_read_node(store, int(index.slots[r])) for r in rows]
-    bases = [dense_rows_of_base(store.read_base(int(index.base_slots[t])), shape).ravel() for t in used]
+    tables: Float16 = np.empty((len(rows), shape.row_length), np.float16)
+    bits: UInt8 = np.empty((len(rows), shape.occupancy_bytes), np.uint8)
+    for k, slot in enumerate(index.slots[rows].tolist()):
+        tables[k], bits[k] = _read_node(store, slot)
+    bases: Float16 = np.empty((len(used), shape.base_length), np.float16)
+    for k, slot in enumerate(index.base_slots[used].tolist()):
+        bases[k] = dense_rows_of_base(store.read_base(slot), shape).ravel()
     return ResidentNodes(
         keys=index.keys[rows],
         treelet=treelet.astype(np.int32),
-        tables=np.stack([table for table, _ in nodes]),
-        occupancy=np.stack([bits for _, bits in nodes]),
+        tables=tables,
+        occupancy=bits,
         lambda_max=index.lambda_max[rows],
         top_keys=index.root_keys[used],
-        bases=np.stack(bases).astype(np.float16),
+        bases=bases,
     )
 
 

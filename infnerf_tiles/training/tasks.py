@@ -30,10 +30,10 @@ from infnerf_tiles.training.context import Context, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
 from infnerf_tiles.training.inputs import scene_inputs
-from infnerf_tiles.training.pixel_store import StreamedPixels, open_pixels
-from infnerf_tiles.training.pixels import PixelSet, all_patches
+from infnerf_tiles.training.pixel_store import RESIDENT_PATCH_BYTES, StreamedPixels, open_pixels
+from infnerf_tiles.training.pixels import PixelSet
 from infnerf_tiles.training.result import TrainedTreelet, finish
-from infnerf_tiles.training.seed import seed_nodes, seed_patches
+from infnerf_tiles.training.seed import MAX_PATCHES, seed_nodes, seed_patches
 from infnerf_tiles.training.seed_result import SeedSlots, write_seed_result
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
@@ -63,7 +63,8 @@ class TrainTask:
     treelet: str = "L0/0-0-0"
     """Root of the treelet."""
     pixel_bytes: int | None = None
-    """Most memory for the pixels that a treelet is trained on; more are streamed. None: no limit."""
+    """Most memory for the pixels that a treelet is trained on; more are streamed, in the seed stage thinned. None: no
+    limit."""
     slots: tuple[int, int] = (0, 0)
     """First and one-past-last node slot that the task may write."""
     base_slot: int = -1
@@ -159,8 +160,8 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         state.start_occupancy(
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
         )
-        patches = seed_patches(context, all_patches(context.photos.cameras, context.training_photos), keys, index.keys)
-        pixels = PixelSet.gather(patches, context.read_pyramid)
+        most = MAX_PATCHES if task.pixel_bytes is None else min(MAX_PATCHES, task.pixel_bytes // RESIDENT_PATCH_BYTES)
+        pixels = PixelSet.gather(seed_patches(context, keys, index.keys, most), context.read_pyramid)
         shared = context.new_shared()
         rays = int(s.training.passes * s.training.seed_share * pixels.num_pixels)
         frame = Frame(
@@ -193,9 +194,10 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         bottom = bands[band + 1] - 1 if band + 1 < len(bands) else header.max_level
         keys = index.keys[index.treelets == row]
         capacity = task.slots[1] - task.slots[0]
-        surroundings = read_surroundings(context, index, top, band)
         device = chosen_device(s.training.device)
-        state = TrainingState(context.shape, top, keys, capacity, surroundings, device=device)
+        around = read_surroundings(context, index, top, band)
+        state = TrainingState(context.shape, top, keys, capacity, around, device=device)
+        del around  # the state has its own copy
         filled = warm_start(context, index, state)
         start_base(context, index, row, state)
         cells = start_occupancy(context, state, filled)

@@ -1,11 +1,12 @@
 """Photos that the seed stage did not see get the transform that makes the scene look like them."""
 
+import functools
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from infnerf_tiles.pipelines.appearance import fit_missing
+from infnerf_tiles.pipelines.appearance import fit_missing, fit_photos
 from rendering.random_scenes import make_scene, near_keys, poses_around
 
 from infnerf_tiles.arrays import Float64
@@ -50,7 +51,8 @@ def test_unknown_photos_are_fitted_and_the_others_left_alone(
         store.write_small("appearance", {"affine": before, "known": known})
         context = Context(store, photos, settings)
         fitted = train[1:-1]
-        assert fit_missing(context, store, threads=1) == len(fitted) > 0
+        fit = functools.partial(fit_photos, context, threads=1)
+        assert fit_missing(context, store, fit) == len(fitted) > 0
         after = store.read_small("appearance")
         others = np.setdiff1d(np.arange(len(names)), fitted)
         assert np.array_equal(after["affine"][others], before[others])
@@ -64,5 +66,5 @@ def test_unknown_photos_are_fitted_and_the_others_left_alone(
                 assert away < 0.25 * np.abs(drawn - apply_affine(true[i], drawn)).mean()
         # what is known is not fitted again; what could not be read is asked for again
         caplog.clear()
-        assert fit_missing(context, store, threads=1) == 0
+        assert fit_missing(context, store, fit) == 0
         assert names[train[-1]] in caplog.text

@@ -46,10 +46,11 @@ from store_scenes import base, bits, table
 from infnerf_tiles.store.scene_store import SceneStore
 
 store = SceneStore.open(sys.argv[1], "r+")
-for slot in range(int(sys.argv[2]), 32, 4):
+for slot in range(int(sys.argv[2]), int(sys.argv[3]), 4):
     store.write_node(slot, table(slot, store), bits(slot, store))
     if slot < 8:
         store.write_base(slot, base(slot, store))
+    print(slot, flush=True)
 store.close()
 """
 
@@ -110,7 +111,7 @@ def test_writers_of_different_slots_do_not_disturb_each_other(tmp_path: Path) ->
     with SceneStore.create(path, header()) as store:
         store.allocate(32)
         store.allocate_treelets(8)
-        writers = [start(WRITE_ROWS, path, first) for first in range(4)]
+        writers = [start(WRITE_ROWS, path, first, 32) for first in range(4)]
         assert [writer.wait(timeout=30) for writer in writers] == [0] * 4
         for slot in range(32):
             np.testing.assert_array_equal(store.read_node(slot), table(slot, store))
@@ -118,6 +119,37 @@ def test_writers_of_different_slots_do_not_disturb_each_other(tmp_path: Path) ->
         for slot in range(8):
             np.testing.assert_array_equal(store.read_base(slot), base(slot, store))
     for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.close()
+
+
+def test_a_writer_that_is_killed_among_four_loses_no_node(tmp_path: Path) -> None:
+    path, count = tmp_path / "scene.zarr", 400
+    with SceneStore.create(path, header()) as store:
+        store.allocate(count)
+        store.allocate_treelets(8)
+        writers = [start(WRITE_ROWS, path, first, count) for first in range(4)]
+        victim = writers[0].stdout
+        assert victim is not None
+        said = [int(victim.readline()) for _ in range(20)]
+        writers[0].send_signal(signal.SIGKILL)
+        said += [int(line) for line in victim.read().splitlines()]
+        assert writers[0].wait(timeout=30) != 0
+        for writer in writers[1:]:
+            assert writer.stdout is not None
+            said += [int(line) for line in writer.stdout.read().splitlines()]
+            assert writer.wait(timeout=30) == 0
+        assert len(said) < count  # it died at work
+        assert set(said) >= {slot for slot in range(count) if slot % 4}
+        for slot in said:
+            np.testing.assert_array_equal(store.read_node(slot), table(slot, store))
+            np.testing.assert_array_equal(store.read_occupancy(slot), bits(slot, store))
+        # whoever is given its work next finds nothing in the way
+        successor = start(WRITE_ROWS, path, 0, count)
+        assert successor.wait(timeout=30) == 0
+        for slot in range(count):
+            np.testing.assert_array_equal(store.read_node(slot), table(slot, store))
+    for writer in [*writers, successor]:
         assert writer.stdout is not None
         writer.stdout.close()
 

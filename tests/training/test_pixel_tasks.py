@@ -14,13 +14,14 @@ from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.store.scene_store import SceneStore
-from infnerf_tiles.training import pixel_store, pixel_tasks
+from infnerf_tiles.training import pixel_store
 from infnerf_tiles.training.assignment import BandCut, assign_patches
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.pixel_store import (
     PATCH_BYTES,
     RESIDENT_PATCH_BYTES,
     StreamedPixels,
+    chunk_photos,
     drop_all_pixels,
     drop_pixels,
     list_chunks,
@@ -28,7 +29,7 @@ from infnerf_tiles.training.pixel_store import (
     read_assignment,
     read_pixels,
 )
-from infnerf_tiles.training.pixel_tasks import PixelTask, assign_photos, chunk_photos, cut_photos
+from infnerf_tiles.training.pixel_tasks import AssignTask, PixelTask, assign_photos, cut_photos
 from infnerf_tiles.training.pixels import PixelSet, all_patches
 from infnerf_tiles.training.state import TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings
@@ -80,7 +81,7 @@ def test_chunk_by_chunk_every_treelet_gets_what_it_gets_at_once(
 ) -> None:
     index = context.store.read_index()
     chunks = jobs(context, scene, photos_each)
-    counts = [assign_photos(job) for job in chunks]
+    counts = assign_photos(AssignTask(chunks=tuple(chunks)))
     for job in chunks:
         assert cut_photos(job) == sum(counts[job.chunk].values())
     patches = all_patches(context.photos.cameras, context.training_photos)
@@ -94,7 +95,7 @@ def test_chunk_by_chunk_every_treelet_gets_what_it_gets_at_once(
         name = str(NodeId.from_key(key))
         whole = PixelSet.gather(patches.select(chosen), context.read_pyramid)
         assert same(read_pixels(context.store, name, list_chunks(context.store, name)), whole)
-        assert sum(c.get(key, 0) for c in counts) == len(chosen)
+        assert sum(c.get(key, 0) for c in counts.values()) == len(chosen)
         given += whole.num_pixels
         drop_pixels(context.store, name)
         assert list_chunks(context.store, name) == ()
@@ -103,7 +104,7 @@ def test_chunk_by_chunk_every_treelet_gets_what_it_gets_at_once(
 
 def test_a_wave_gets_the_pixels_of_its_treelets_only(scene: tuple[str, Path], context: Context) -> None:
     (job,) = jobs(context, scene, 100)
-    assign_photos(job)
+    assign_photos(AssignTask(chunks=(job,)))
     some = PixelTask(base=job.base, band=1, chunk=0, photos=job.photos, roots=job.roots[:1])
     cut_photos(some)
     stored = [key for key in job.roots.tolist() if list_chunks(context.store, str(NodeId.from_key(key)))]
@@ -122,12 +123,13 @@ def _all(context: Context, key: int) -> tuple[str, tuple[pixel_store.Chunk, ...]
 def test_everything_goes_to_the_first_treelet_if_asked_for(scene: tuple[str, Path], context: Context) -> None:
     (job,) = jobs(context, scene, 100, band=0)
     every = PixelTask(base=job.base, band=0, chunk=0, photos=job.photos, roots=job.roots, everything=True)
-    assert assign_photos(every) == {0: all_patches(context.photos.cameras, context.training_photos).count}
+    given = all_patches(context.photos.cameras, context.training_photos).count
+    assert assign_photos(AssignTask(chunks=(every,))) == {0: {0: given}}
 
 
 def test_pixels_beyond_the_budget_are_streamed_in_shuffled_order(scene: tuple[str, Path], context: Context) -> None:
     for job in jobs(context, scene, 1, band=0):
-        assign_photos(job)
+        assign_photos(AssignTask(chunks=(job,)))
         cut_photos(job)
     name, chunks = _all(context, 0)
     assert len(chunks) > 4
@@ -164,7 +166,7 @@ def test_pixels_that_went_are_named(scene: tuple[str, Path], context: Context) -
     (job,) = jobs(context, scene, 100)
     with pytest.raises(StoreError, match="assignment"):
         read_assignment(context.store, 1, 0)
-    assign_photos(job)
+    assign_photos(AssignTask(chunks=(job,)))
     cut_photos(job)
     name, chunks = _all(context, int(job.roots[0]))
     drop_pixels(context.store, name)
@@ -174,7 +176,7 @@ def test_pixels_that_went_are_named(scene: tuple[str, Path], context: Context) -
 
 def test_a_photo_that_went_since_is_named(scene: tuple[str, Path], context: Context) -> None:
     (job,) = jobs(context, scene, 100)
-    assign_photos(job)
+    assign_photos(AssignTask(chunks=(job,)))
     path = context.photos.paths[job.photos[3]]
     kept = path.read_bytes()
     path.unlink()
@@ -188,9 +190,9 @@ def test_a_photo_that_went_since_is_named(scene: tuple[str, Path], context: Cont
 def test_chunks_of_photos_keep_to_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     cameras = ring(10)
     assert [len(run) for run in chunk_photos(cameras, range(10))] == [10]
-    monkeypatch.setattr(pixel_tasks, "CHUNK_BYTES", 3 * 4 * PATCH_BYTES)  # a photo of 32 x 32 pixels has four patches
+    monkeypatch.setattr(pixel_store, "CHUNK_BYTES", 3 * 4 * PATCH_BYTES)  # a photo of 32 x 32 pixels has four patches
     assert [len(run) for run in chunk_photos(cameras, range(10))] == [3, 3, 3, 1]
-    monkeypatch.setattr(pixel_tasks, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(pixel_store, "CHUNK_BYTES", 1)
     assert chunk_photos(cameras, [2, 5]) == [(2,), (5,)]
     assert chunk_photos(cameras, []) == []
 
