@@ -164,7 +164,7 @@ def test_a_real_survey_takes_what_was_foretold_and_hardly_less(tmp_path: Path) -
     data = Path(os.environ.get("INFNERF_TEST_DATA", "")) / "ochota_kap"
     if not data.is_dir():
         pytest.skip("INFNERF_TEST_DATA names no folder with ochota_kap")
-    _keeps_to_it(data, tmp_path / "scene.zarr", load_settings("aerial", ["data.downscale=8"]))
+    _keeps_to_it(data, tmp_path / "scene.zarr", load_settings(None, ["data.downscale=4"]))
 
 
 def test_a_plan_describes_what_it_chose(found: Partition) -> None:
