@@ -59,6 +59,18 @@ def die(job: Job, progress: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def look_around(job: Job, progress: Any) -> tuple[int, int, dict[str, str]]:
+    """Threads of torch and numba once a task has set them, and the environment that the process began with."""
+    import numba
+    import torch
+
+    from infnerf_tiles.kernels.cpu import set_threads
+
+    del job, progress
+    set_threads(1)
+    return torch.get_num_threads(), numba.get_num_threads(), dict(os.environ)  # type: ignore[attr-defined]
+
+
 def starts(folder: Path, name: str = "") -> int:
     return len(list(folder.glob(f"{name}*.start")))
 
@@ -91,6 +103,14 @@ def test_a_worker_trains_one_treelet_at_a_time_and_decodes_meanwhile(two: Cluste
         two.submit(f"train{k}", leave_mark, Job(str(tmp_path), f"train{k}", 1.0), trains=True)
         two.submit(f"decode{k}", leave_mark, Job(str(tmp_path), f"decode{k}", 0.5), trains=False)
     assert max(two.next().result[1] for _ in range(4)) > 2
+
+
+def test_a_worker_has_one_thread_and_keeps_its_memory(two: Cluster, tmp_path: Path) -> None:
+    two.submit("x", look_around, Job(str(tmp_path)), trains=True)
+    torch_threads, numba_threads, environment = two.next().result
+    assert (torch_threads, numba_threads) == (1, 1)
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert not [name for name in environment if name.startswith("MALLOC_")]
 
 
 @pytest.mark.parametrize("local", [True, False])

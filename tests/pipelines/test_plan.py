@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from infnerf_tiles.pipelines import needs as estimates
 from infnerf_tiles.pipelines import plan as planning
 from infnerf_tiles.pipelines.build import build
 from infnerf_tiles.pipelines.calibrate import Calibration, calibrate
@@ -111,7 +112,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_does(found: Partition)
 
 
 def test_a_budget_bounds_the_pixels_in_memory(found: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "largest_pixels", lambda _: 1 << 33)
+    monkeypatch.setattr(estimates, "largest_pixels", lambda _: 1 << 33)
     needs = task_needs(found, MEASURED, Budgets(ram=2 << 30))
     assert needs.pixel_bytes is not None
     assert needs.host["training a treelet"] <= 2 << 30
