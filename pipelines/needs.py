@@ -24,7 +24,7 @@ _CELL_BYTES = 20
 """Of a look at an occupancy cell, densities apart: masks, random numbers, rows."""
 _ASSIGNING_BYTES = 96 << 20
 """Of the rays that are cast at a time to find out where patches belong."""
-_HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 4 << 10
+_HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 8 << 10
 """What thousands of steps of ever other sizes leave between blocks, which a few calibrating ones do not."""
 _SLACK = 1.05
 """What an allocator loses between blocks."""
