@@ -4,13 +4,14 @@
 those photos go to which treelet. Every chunk has one writer, and all of a treelet's go when it is committed.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from infnerf_tiles.arrays import Bool, Int64, UInt8
+from infnerf_tiles.arrays import Bool, UInt8
 from infnerf_tiles.data.photos import num_pyramid_levels
 from infnerf_tiles.errors import StoreError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras
@@ -195,13 +196,16 @@ class StreamedPixels:
         self.num_levels = levels
         self.num_pixels = sum(sum(chunk.pixels) for chunk in self._chunks)
         sizes = [chunk.patches * RESIDENT_PATCH_BYTES for chunk in self._chunks]
-        # while one set of chunks replaces another, both are there
-        largest = max(sizes, default=1)
-        self._width = max(1, min(len(sizes), int(budget / 2 / largest)))
         rng = np.random.default_rng((*seed, 5))
         rounds = max(1, math.ceil(passes))
-        order = [rng.permutation(len(sizes)) for _ in range(rounds)]
-        self._order: Int64 = np.concatenate(order) if sizes else np.empty(0, np.int64)
+        self._windows: list[list[int]] = [[]]
+        room = budget
+        for chunk in itertools.chain.from_iterable(rng.permutation(len(sizes)).tolist() for _ in range(rounds)):
+            if self._windows[-1] and sizes[chunk] > room:
+                self._windows.append([])
+                room = budget
+            self._windows[-1].append(chunk)
+            room -= sizes[chunk]
         self._at = -1
         self._window: PixelSet | None = None
         self.seek(0.0)
@@ -228,13 +232,11 @@ class StreamedPixels:
 
     def seek(self, progress: float) -> None:
         """Have the chunks in memory that belong to this share of the training."""
-        turns = max(1, math.ceil(len(self._order) / self._width))
-        at = min(int(progress * turns), turns - 1)
+        at = min(int(progress * len(self._windows)), len(self._windows) - 1)
         if at == self._at:
             return
         self._at, self._window = at, None  # the former set goes before the next one is read
-        rows = self._order[at * self._width : (at + 1) * self._width]
-        chosen = tuple(self._chunks[k] for k in np.unique(rows).tolist())
+        chosen = tuple(self._chunks[k] for k in sorted(set(self._windows[at])))
         self._window = read_pixels(self._store, self._treelet, chosen)
 
     def draw(self, rng: np.random.Generator, count: int, finest: int = 0) -> PixelBatch:

@@ -71,9 +71,9 @@ def prepare(base: Path, steps: int) -> str:
     """A scene whose overview is trained, and a band of four treelets is not."""
     data, scene = base / "city", str(base / "overview.zarr")
     write_city_dataset(data, blocks=(2, 2), num_photos=40, size=(192, 144), supersample=1)
-    shape = ["octree.max_level=3", "octree.treelet_height=3", f"training.steps={steps}"]
+    shape = ["octree.max_level=3", "octree.treelet_height=3", "octree.growth=0", f"training.steps={steps}"]
     build(data, scene, load_settings("demo", shape), overwrite=True)
-    asked = iter([False])
+    asked = iter([False, False])  # before the first band, before its treelet
     train(scene, stop=lambda: next(asked, True))
     with SceneStore.open(scene) as store:
         index = store.read_index()
