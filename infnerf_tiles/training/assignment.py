@@ -28,7 +28,8 @@ OVERLAP_COPIES = 0.15
 """Patches from around treelets, for each one that belongs to them: what bounds the pixels of all treelets together."""
 _MARGIN_VOXELS = 2.0
 _LEVEL_MARGIN = 0.25
-_RAYS_AT_ONCE = 1 << 15
+_RAYS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 15}
+"""By kind of device; a ray's samples take some ten kilobytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def assign_patches(
     around: list[Int64] = [np.empty(0, np.int64)]
     crossing: list[Int64] = [np.empty(0, np.int64)]
     per_patch = RAYS_PER_EDGE**2
-    at_once = max(1, _RAYS_AT_ONCE // per_patch)
+    at_once = max(1, _RAYS_AT_ONCE[arena.device.type] // per_patch)
     for first in range(0, num, at_once):
         part = patches.select(np.arange(first, min(first + at_once, num), dtype=np.int32))
         pairs, ends = _cast(context, arena, shared, part, band, octree)
