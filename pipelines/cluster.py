@@ -24,6 +24,7 @@ from distributed import Client, KilledWorker, Nanny, Scheduler, SpecCluster, Wor
 from distributed.client import Future
 
 from infnerf_tiles.errors import BudgetError, InfnerfError, SettingsError, TrainingError
+from infnerf_tiles.process import release_memory
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class InProcess:
             return Outcome(key=key, result=function(task, self._progress))
         except InfnerfError as error:
             return Outcome(key=key, error=error)
+        finally:
+            release_memory()
 
     def __enter__(self) -> Self:
         return self
@@ -344,6 +347,8 @@ def _run(function: TaskFunction, task: Any) -> Any:
         return function(task, report)
     except InfnerfError as error:
         return error
+    finally:
+        release_memory()
 
 
 def _meets(offer: Mapping[str, float], needs: Mapping[str, float]) -> bool:

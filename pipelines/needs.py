@@ -26,6 +26,8 @@ _ASSIGNING_BYTES = 96 << 20
 """Of the rays that are cast at a time to find out where patches belong."""
 _HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 8 << 10
 """What thousands of steps of ever other sizes leave between blocks, which a few calibrating ones do not."""
+_STREAMING = 1.25
+"""Memory of pixels that are exchanged now and then, over that of those in use."""
 _SLACK = 1.05
 """What an allocator loses between blocks."""
 
@@ -70,7 +72,7 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     # surroundings come in as float16 beside the copy that stays
     cutting = max(CHUNK_BYTES, _patch_bytes(found.photos)) + _decoding_bytes(found)
     assigning = frozen + around * row // 2 + _ASSIGNING_BYTES
-    own = _training_bytes(found, measured, capacity) + frozen + PART_BYTES * 2
+    own = _training_bytes(found, measured, capacity) + frozen + PART_BYTES * 3
     own = int(_SLACK * (measured.base_bytes + data + max(own, assigning)))
     pixels = int(largest_pixels(found) / PATCH**2 * RESIDENT_PATCH_BYTES * 1.1)
     count = min(found.octree.num_nodes, found.settings.training.seed_nodes)
@@ -80,8 +82,8 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     limit = None
     if budgets.ram is not None:
         own += cutting
-        limit = max(budgets.ram - max(own, joint), MIN_PIXEL_BYTES)
-        pixels, patches = min(pixels, limit), min(patches, limit)
+        limit = max(int((budgets.ram - max(own, joint)) / _STREAMING), MIN_PIXEL_BYTES)
+        pixels, patches = min(pixels, int(limit * _STREAMING)), min(patches, int(limit * _STREAMING))
     host = {
         "training a treelet": own + pixels,
         "seed stage": joint + patches,
