@@ -7,7 +7,6 @@ import pytest
 
 from infnerf_tiles.process import peak_memory, release_memory, resident_memory
 
-
 _LATE = 2 << 20
 """The system brings the peak up to date now and then."""
 
