@@ -119,7 +119,7 @@ def ending_patches(
     """
     total: Float64 = np.zeros(len(band.root_keys))
     per_patch = RAYS_PER_EDGE**2
-    at_once = max(1, _RAYS_AT_ONCE // per_patch)
+    at_once = max(1, _RAYS_AT_ONCE[arena.device.type] // per_patch)
     for first in range(0, patches.count, at_once):
         part = patches.select(np.arange(first, min(first + at_once, patches.count), dtype=np.int32))
         pairs, ends = _cast(context, arena, shared, part, band, octree)

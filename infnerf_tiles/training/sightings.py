@@ -11,7 +11,7 @@ from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex
 from infnerf_tiles.training.assignment import BandCut, ending_patches
 from infnerf_tiles.training.context import Context
-from infnerf_tiles.training.pixel_tasks import chunk_photos
+from infnerf_tiles.training.pixel_store import chunk_photos
 from infnerf_tiles.training.pixels import all_patches
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.training.surroundings import read_surroundings
