@@ -156,7 +156,7 @@ class Rounds:
 
     def _is_fused(self, decoder: Decoder) -> bool:
         """Whether one kernel does all layers; the plain twins' products depend on the number of rows."""
-        if type(decoder) is not Decoder or not hasattr(self._kernels, "decodes"):
+        if type(decoder) is not Decoder or not self._kernels.ROWS_ALONE:
             return False
         return max(decoder.shape.hidden, decoder.shape.geometry_features + 1) <= _FUSED_WIDTH
 

@@ -15,6 +15,7 @@ from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.field.decoder_batch import decode_samples, density_of
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Rays, Samples
+from infnerf_tiles.kernels.cpu.threads import torch_alone
 from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.process import hold_freed_memory
 from infnerf_tiles.training.depth import RAY_SHARE, DepthBatch, point_loss
@@ -45,6 +46,10 @@ class HostStep:
 
         Raises NonFiniteError, before anything is updated, if the loss is not finite.
         """
+        with torch_alone():
+            return self._take()
+
+    def _take(self) -> float:
         work, now = self.work, self.work.counters
         rng = np.random.default_rng((*work.seed, now.step))
         num_rays = max(64, int(self._settings.step_samples("cpu") / max(now.samples_per_ray, 1.0)))

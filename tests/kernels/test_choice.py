@@ -30,5 +30,6 @@ def test_without_triton_a_gpu_gets_the_torch_twin_and_one_warning(
 
 
 def test_all_twins_offer_the_same() -> None:
-    extra = {"set_threads"}
+    # the decoder's layers with their gradient are torch's own work in the readable twin
+    extra = {"set_threads", "decode", "decodes", "decode_density"}
     assert set(cpu.__all__) - extra == set(reference.__all__)

@@ -33,3 +33,6 @@ __all__ = [
     "set_threads",
     "spread_gradient",
 ]
+
+ROWS_ALONE = False
+"""Whether `decode_into` gives a row the same bits whatever rows are beside it."""

@@ -2,11 +2,17 @@
 
 The matrix library compiles a product for each size that it meets, which takes longer than the product: blocks all have
 one size, the last one is filled up with zeros. The density channel h_0 enters the colour half with a weight of zero, so
-that rows keep their width.
+that rows keep their width. Threads take whole blocks: a product is too short to be shared out. What a block
+gives does not depend on who computes it, and sums over blocks are taken in their order.
 """
 
-from typing import Any
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+import numba
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +24,27 @@ _ALIGN = 8
 """Columns of a matrix come in multiples of this."""
 
 _Constants = tuple[float, float, float, float]
+_T = TypeVar("_T")
+
+
+def _by_block(num: int, work: Callable[[int], _T]) -> list[_T]:
+    """`work` of the first row of each block of `num` rows, without gradient, by as many threads as the kernels use."""
+
+    def quietly(first: int) -> _T:
+        with torch.no_grad():
+            return work(first)
+
+    firsts = range(0, num, _BLOCK)
+    threads = min(numba.get_num_threads(), len(firsts))
+    if threads < 2:
+        return [quietly(first) for first in firsts]
+    return list(_pool(numba.get_num_threads(), os.getpid()).map(quietly, firsts))
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes alone; a process that was forked off has none of them."""
+    return ThreadPoolExecutor(threads, "decode", initializer=lambda: torch.set_num_threads(1))
 
 
 class _Decode(torch.autograd.Function):
@@ -36,8 +63,8 @@ class _Decode(torch.autograd.Function):
         (w3, b3), (w4, b4), (w5, b5) = layers[2:]
         towards = basis.to(dtype)
         exponent, colour = torch.empty(num), torch.empty((num, 3))
-        kept = []
-        for first in range(0, num, _BLOCK):
+
+        def forward(first: int) -> list[Tensor]:
             x, h1, h2 = _density_half(layers, features, first, dtype)
             rows = _filled(ray[first : first + _BLOCK])
             seen = torch.cat([h2, towards.index_select(0, rows)], dim=1)
@@ -46,7 +73,9 @@ class _Decode(torch.autograd.Function):
             here = min(_BLOCK, num - first)
             colour[first : first + here] = torch.addmm(b5, z2, w5.t())[:here, :3]
             exponent[first : first + here] = h2[:here, 0]
-            kept += [x, h1, seen, z1, z2]
+            return [x, h1, seen, z1, z2]
+
+        kept = [value for block in _by_block(num, forward) for value in block]
         colour.sigmoid_()
         sigma = _density(exponent, features, constants)
         ctx.save_for_backward(exponent, sigma, colour, *(w for w, _ in layers), *kept)
@@ -62,8 +91,8 @@ class _Decode(torch.autograd.Function):
         outer = (1.0 - colour).mul_(colour).mul_(grad_colour)
         grad = torch.empty((num, w1.shape[1]))
         w3_own = w3[:, :width].contiguous()
-        sums: list[Tensor] = []
-        for first in range(0, num, _BLOCK):
+
+        def backward(first: int) -> list[Tensor]:
             here = min(_BLOCK, num - first)
             x, h1, seen, z1, z2 = kept[first // _BLOCK * 5 : first // _BLOCK * 5 + 5]
             d5 = torch.zeros((_BLOCK, w5.shape[0]), dtype=dtype)
@@ -74,10 +103,14 @@ class _Decode(torch.autograd.Function):
             d2[:here, 0] = steep[first : first + here]
             d1 = _masked(d2 @ w2, h1)
             grad[first : first + here] = (d1 @ w1)[:here]
-            if ctx.learn:
-                found = [d1.t() @ x, d1.sum(0), d2.t() @ h1, d2.sum(0), d3.t() @ seen, d3.sum(0)]
-                found += [d4.t() @ z1, d4.sum(0), d5.t() @ z2, d5.sum(0)]
-                sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else [b.float() for b in found]
+            if not ctx.learn:
+                return []
+            found = [d1.t() @ x, d1.sum(0), d2.t() @ h1, d2.sum(0), d3.t() @ seen, d3.sum(0)]
+            return [*found, d4.t() @ z1, d4.sum(0), d5.t() @ z2, d5.sum(0)]
+
+        sums: list[Tensor] = []
+        for found in _by_block(num, backward):
+            sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else [b.float() for b in found]
         grad[:, 0].add_(steep, alpha=gain)
         if not ctx.learn:
             return grad, *([None] * 14)
@@ -180,7 +213,10 @@ def decode_density(
     with torch.no_grad():
         layers = [(parameters[k].to(dtype), parameters[k + 1].to(dtype)) for k in (0, 2)]
         exponent = torch.empty(features.shape[0])
-        for first in range(0, features.shape[0], _BLOCK):
+
+        def density(first: int) -> None:
             here = exponent[first : first + _BLOCK]
             here.copy_(_density_half(layers, features, first, dtype)[2][: here.shape[0], 0])
+
+        _by_block(features.shape[0], density)
         return _density(exponent, features, (gain, bias, max_exponent, gsd_ref))

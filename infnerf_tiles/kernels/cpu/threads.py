@@ -27,6 +27,20 @@ def set_threads(count: int | None = None) -> int:
 
 
 @contextlib.contextmanager
+def torch_alone() -> Iterator[None]:
+    """Let torch use one thread, in this thread, for a while: operations of microseconds are over before others wake."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def parallel_region() -> Iterator[None]:
     """Hold a lock around a parallel kernel unless numba's threading layer allows two callers at once.
 

@@ -33,3 +33,6 @@ __all__ = [
     "refill",
     "spread_gradient",
 ]
+
+ROWS_ALONE = True
+"""Whether `decode_into` gives a row the same bits whatever rows are beside it."""

@@ -31,3 +31,6 @@ __all__ = [
     "refill",
     "spread_gradient",
 ]
+
+ROWS_ALONE = False
+"""Whether `decode_into` gives a row the same bits whatever rows are beside it."""
