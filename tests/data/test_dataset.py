@@ -1,4 +1,7 @@
-"""Reading whole data sets: what is used, what is rejected and why, what is refused."""
+"""Reading whole data sets: what is used, what is rejected and why, what is refused.
+
+One file, longer than others: each test is one rule of what makes a photo usable.
+"""
 
 import os
 import shutil

@@ -1,4 +1,7 @@
-"""build --add: new photos join a trained scene; what they do not show stays to the bit; all of it or nothing."""
+"""build --add: new photos join a trained scene; what they do not show stays to the bit; all of it or nothing.
+
+One file, longer than others: its tests share a trained scene that takes a while to make.
+"""
 
 import json
 import shutil

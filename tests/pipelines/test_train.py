@@ -1,4 +1,7 @@
-"""train: goes on where it was stopped, keeps what is done, leaves out what fails."""
+"""train: goes on where it was stopped, keeps what is done, leaves out what fails.
+
+One file, longer than others: its tests share trained scenes that take a while to make.
+"""
 
 import itertools
 import json

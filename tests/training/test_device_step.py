@@ -1,4 +1,7 @@
-"""The step in fixed buffers: the host step's losses and gradients, nothing asked of the device, faults, restarts."""
+"""The step in fixed buffers: the host step's losses and gradients, nothing asked of the device, faults, restarts.
+
+One file, longer than others: its tests share trainers and the drawing of batches.
+"""
 
 import math
 from collections.abc import Callable, Iterator
