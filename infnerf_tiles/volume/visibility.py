@@ -7,24 +7,31 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from infnerf_tiles.arrays import Float32, Int64, UInt8
+from infnerf_tiles.arrays import Float32, Int32, Int64
 from infnerf_tiles.kernels.arena import Samples
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 
 @njit(cache=True, parallel=True)
-def _reached(ray_start: Int64, sigma: Float32, dt: Float32, limit: float, mask: UInt8, counts: Int64) -> None:
+def _reached(ray_start: Int64, sigma: Float32, dt: Float32, limit: float, counts: Int64) -> None:
+    """How many samples of each ray lie in front of the limit, the one that passes it with them."""
     for q in prange(ray_start.shape[0] - 1):
         depth = 0.0
-        n = 0
-        for m in range(ray_start[q], ray_start[q + 1]):
-            if depth > limit:
-                mask[m] = 0
-                continue
-            mask[m] = 1
-            n += 1
+        m = ray_start[q]
+        # written so that a depth that is not a number hides nothing: the loss must see it
+        while m < ray_start[q + 1] and not depth > limit:
             depth += sigma[m] * dt[m]
-        counts[q] = n
+            m += 1
+        counts[q] = m - ray_start[q]
+
+
+@njit(cache=True, parallel=True)
+def _first_of_each(ray_start: Int64, kept_start: Int64, width: int, values: Int32, kept: Int32) -> None:
+    """Copy the kept rows, which are the first ones of each ray, `width` values each."""
+    for q in prange(kept_start.shape[0] - 1):
+        of, to = ray_start[q] * width, kept_start[q] * width
+        for k in range((kept_start[q + 1] - kept_start[q]) * width):
+            kept[to + k] = values[of + k]
 
 
 def keep_reached(samples: Samples, sigma: Tensor, stop: float) -> tuple[Samples, Tensor]:
@@ -33,27 +40,35 @@ def keep_reached(samples: Samples, sigma: Tensor, stop: float) -> tuple[Samples,
     Args:
         sigma: float32 [M], density of each sample, 1 / world unit.
     """
-    mask = np.empty(samples.count, np.uint8)
-    counts = np.empty(samples.ray_start.shape[0] - 1, np.int64)
+    ray_start = samples.ray_start.numpy()
+    counts = np.empty(len(ray_start) - 1, np.int64)
     with parallel_region():
-        _reached(
-            samples.ray_start.numpy(), sigma.contiguous().numpy(), samples.dt.numpy(), -math.log(stop), mask, counts
+        _reached(ray_start, sigma.contiguous().numpy(), samples.dt.numpy(), -math.log(stop), counts)
+    kept_start = np.zeros(len(ray_start), np.int64)
+    np.cumsum(counts, out=kept_start[1:])
+    num = int(kept_start[-1])
+
+    def kept(values: Tensor) -> Tensor:
+        out = torch.empty((num, *values.shape[1:]), dtype=values.dtype)
+        # all are of four bytes, so that one compiled kernel copies them all
+        raw, copied = (x.contiguous().view(torch.int32).flatten().numpy() for x in (values, out))
+        _first_of_each(ray_start, kept_start, math.prod(values.shape[1:]), raw, copied)
+        return out
+
+    with parallel_region():
+        chosen = Samples(
+            ray_start=torch.from_numpy(kept_start),
+            ray=kept(samples.ray),
+            t=kept(samples.t),
+            dt=kept(samples.dt),
+            wanted=kept(samples.wanted),
+            slot=kept(samples.slot),
+            beta=kept(samples.beta),
+            position=kept(samples.position),
+            blend=kept(samples.blend),
+            slot_above=kept(samples.slot_above),
+            position_above=kept(samples.position_above),
+            next_step=samples.next_step,
         )
-    index = torch.from_numpy(np.flatnonzero(mask))
-    ray_start = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=ray_start[1:])
-    kept = Samples(
-        ray_start=torch.from_numpy(ray_start),
-        ray=samples.ray[index],
-        t=samples.t[index],
-        dt=samples.dt[index],
-        wanted=samples.wanted[index],
-        slot=samples.slot[index],
-        beta=samples.beta[index],
-        position=samples.position[index],
-        blend=samples.blend[index],
-        slot_above=samples.slot_above[index],
-        position_above=samples.position_above[index],
-        next_step=samples.next_step,
-    )
-    return kept, index
+    index = np.arange(num) + np.repeat(ray_start[:-1] - kept_start[:-1], counts)
+    return chosen, torch.from_numpy(index)
