@@ -3,6 +3,7 @@
 A subclass says where (`device`) and how large (`scale`).
 """
 
+import importlib
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -60,6 +61,18 @@ class MarchChecks:
         start = reference.march(rays, arena, SETTINGS, limit=5).next_step
         start[::3] = -1
         self.compare(rays, arena, start=start, limit=4)
+
+    @pytest.mark.parametrize("noted", [1, 6, 40])
+    @pytest.mark.parametrize("keep", [None, 5])
+    def test_rays_with_more_samples_than_are_noted(
+        self, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, noted: int, keep: int | None
+    ) -> None:
+        monkeypatch.setattr(importlib.import_module("infnerf_tiles.kernels.cuda.march"), "_KNOWN", noted)
+        arena = random_arena(rng, full_octree(2), (0, 2), shape=MARCHED, fill=0.6, empty_nodes=0.0)
+        rays = random_rays(rng, 20 * self.scale, edge=EDGE, footprint=0.06)
+        counts = self.compare(rays, arena, adapt=True).ray_start.diff()
+        assert noted == 40 or int(counts.max()) > noted
+        self.compare(rays, arena, keep=keep, adapt=True)
 
     def test_edge_cases(self, rng: np.random.Generator) -> None:
         arena = random_arena(rng, random_octree(rng, 3), shape=MARCHED, fill=0.3)

@@ -48,7 +48,31 @@ def step_range(ox, oy, oz, dx, dy, dz, mid_near, offset, log_q):
 
 
 @triton.jit
-def _block_size(i, wanted, level, log2_q, most):
+def lattice_of(constants, foot):
+    """(c, log(1+c), middle of step 0, wanted level there, log2 of the longest block) of rays with footprint `foot`."""
+    c = tl.load(constants + 1) * foot
+    log_q = log1p(c)
+    mid_near = tl.load(constants) * (1.0 + 0.5 * c)
+    lambda_near = tl.log2(tl.load(constants + 2) / (mid_near * foot)) + tl.load(constants + 3)
+    most = tl.floor(tl.log2(tl.maximum(0.5 / (log_q * 1.4426950408889634), 1.0))).to(tl.int32)
+    return c, log_q, mid_near, lambda_near, most
+
+
+@triton.jit
+def place_of(i, ox, oy, oz, dx, dy, dz, mid_near, offset, log_q, lambda_near):
+    """(distance, x, y, z, wanted level) of the middle of step i."""
+    s = i.to(tl.float64) + offset
+    t = mid_near * tl.exp(s * log_q)
+    # a bare number would be rounded to float32, and so to 1
+    below_one = tl.full(i.shape, 1.0 - 1e-12, dtype=tl.float64)
+    x = tl.minimum(tl.maximum(ox + t * dx, 0.0), below_one)
+    y = tl.minimum(tl.maximum(oy + t * dy, 0.0), below_one)
+    z = tl.minimum(tl.maximum(oz + t * dz, 0.0), below_one)
+    return t, x, y, z, lambda_near - s * (log_q * 1.4426950408889634)
+
+
+@triton.jit
+def block_size(i, wanted, level, log2_q, most):
     """Steps in the block of step i, drawn at `level` below `wanted`; as wanted at the block's first step."""
     k = tl.minimum(tl.ceil(wanted).to(tl.int32) - level, most)
     # within half an octave the wanted level passes one integer at most
@@ -63,7 +87,7 @@ def block_length(t, c, log_q, size):
     """Length of the block whose middle step has its own middle at t."""
     front = t / (1.0 + 0.5 * c)
     length = t * c / (1.0 + 0.5 * c)
-    if tl.max(size, 0) > 1:
+    if tl.max(size) > 1:
         half = size >> 1
         long = tl.exp((size - half).to(tl.float64) * log_q) - tl.exp(-(half.to(tl.float64)) * log_q)
         length = tl.where(size == 1, length, front * long)
@@ -116,13 +140,7 @@ def advance(
         (hit, step to go on from, slot, lev, nx, ny, nz, wanted, t, x, y, z, stride)
     """
     log2_q = log_q * 1.4426950408889634
-    below_one = tl.full(i.shape, 1.0 - 1e-12, dtype=tl.float64)
-    s = i.to(tl.float64) + offset
-    t = mid_near * tl.exp(s * log_q)
-    x = tl.minimum(tl.maximum(ox + t * dx, 0.0), below_one)
-    y = tl.minimum(tl.maximum(oy + t * dy, 0.0), below_one)
-    z = tl.minimum(tl.maximum(oz + t * dz, 0.0), below_one)
-    wanted = lambda_near - s * log2_q
+    t, x, y, z, wanted = place_of(i, ox, oy, oz, dx, dy, dz, mid_near, offset, log_q, lambda_near)
     fx = (x * (1 << 30)).to(tl.int32)
     fy = (y * (1 << 30)).to(tl.int32)
     fz = (z * (1 << 30)).to(tl.int32)
@@ -147,7 +165,7 @@ def advance(
     full = _bit(cx, cy, cz, slot, active & (empty == 0), occupancy, LOG_CELLS)
     stride = tl.full(i.shape, 1, dtype=tl.int32)
     if ADAPT:
-        size = _block_size(i, wanted, lev, log2_q, most)
+        size = block_size(i, wanted, lev, log2_q, most)
         stride = tl.where(full & (wanted > lev.to(tl.float64)), size, 1)
     place = i & (stride - 1)
     half = stride >> 1

@@ -1,4 +1,4 @@
-"""March rays through the octree in Triton, one lane per ray: a pass that counts, then a pass that writes.
+"""March rays through the octree in Triton: a pass, one lane per ray, that finds the samples; one that writes them.
 
 The samples are those of the other twins. `march_packed` writes into buffers of fixed capacity without waiting for the
 host, so that it can be part of a captured graph.
@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples, Rays, Samples
-from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, log1p, occupied, step_range
+from infnerf_tiles.kernels.cuda.emit import Columns, KnownSamples, emit, store_sample
+from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, lattice_of, step_range
 from infnerf_tiles.kernels.cuda.launch import launch, programs_for
 
 __all__ = ["march", "march_packed"]
@@ -21,41 +22,18 @@ _BLOCK = 32
 _SCAN = 1024
 _ABOVE = 512
 _UNLIMITED = 2**31 - 1
+_KNOWN = 64
+"""Samples of a ray that need no second walk to be written."""
 
 
-@triton.jit
-def _inside(u, nodes):
-    """Coordinate u as float32, inside the same of `nodes` equal parts of [0, 1) as u is."""
-    rounded = u.to(tl.float32)
-    # a part's faces are float32 numbers, so rounding can only reach the upper one, where the next part begins
-    upper = ((tl.floor(u * nodes) + 1.0) / nodes).to(tl.float32)
-    before = (upper.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
-    return tl.where(rounded >= upper, before, rounded)
-
-
-@triton.jit
-def _store_position(out, m, x, y, z, slot, lev, treelet, top_level, top_xyz, mask):
-    """Positions of samples in the cube of their nodes' treelet roots."""
-    tree = tl.load(treelet + slot, mask=mask, other=0)
-    top = tl.load(top_level + tree, mask=mask, other=0)
-    scale = (1 << top).to(tl.float64)
-    nodes = (1 << tl.maximum(lev - top, 0)).to(tl.float64)
-    ax = tl.load(top_xyz + tree * 3, mask=mask, other=0).to(tl.float64)
-    ay = tl.load(top_xyz + tree * 3 + 1, mask=mask, other=0).to(tl.float64)
-    az = tl.load(top_xyz + tree * 3 + 2, mask=mask, other=0).to(tl.float64)
-    tl.store(out + m * 3, _inside(x * scale - ax, nodes), mask=mask)
-    tl.store(out + m * 3 + 1, _inside(y * scale - ay, nodes), mask=mask)
-    tl.store(out + m * 3 + 2, _inside(z * scale - az, nodes), mask=mask)
-
-
-@triton.jit(do_not_specialize=["num", "limit", "root"])
+@triton.jit(do_not_specialize=["num", "limit", "known", "root"])
 def _march_kernel(
     origins, directions, footprint, offsets, start, num_rays,
     root, children, occupancy, any_occupied, level, treelet, lambda_max, top_level, top_xyz, above,
     total, ends, ray_start, ray_count,
     out_ray, out_t, out_dt, out_wanted, out_slot, out_beta, out_position, out_blend, out_slot_above,
     out_position_above,
-    constants, num, limit,
+    known_step, known_slot, constants, num, limit, known,
     EMIT: tl.constexpr, COUNTED: tl.constexpr, STARTED: tl.constexpr, ADAPT: tl.constexpr, LOG_CELLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +47,8 @@ def _march_kernel(
     if EMIT:
         kept = tl.load(ray_count + q, mask=live, other=0)
         goal = tl.load(total + q, mask=live, other=0)
-        live = live & (kept > 0)
+        # the others are written sample by sample
+        live = live & (kept > 0) & (goal > known)
     ox = tl.load(origins + q * 3, mask=live, other=0.5)
     oy = tl.load(origins + q * 3 + 1, mask=live, other=0.5)
     oz = tl.load(origins + q * 3 + 2, mask=live, other=0.5)
@@ -78,13 +57,7 @@ def _march_kernel(
     dz = tl.load(directions + q * 3 + 2, mask=live, other=1.0)
     foot = tl.load(footprint + q, mask=live, other=1.0)
     offset = tl.load(offsets + q, mask=live, other=0.5)
-    near = tl.load(constants)
-    c = tl.load(constants + 1) * foot
-    log_q = log1p(c)
-    log2_q = log_q * 1.4426950408889634
-    mid_near = near * (1.0 + 0.5 * c)
-    lambda_near = tl.log2(tl.load(constants + 2) / (mid_near * foot)) + tl.load(constants + 3)
-    most = tl.floor(tl.log2(tl.maximum(0.5 / log2_q, 1.0))).to(tl.int32)
+    c, log_q, mid_near, lambda_near, most = lattice_of(constants, foot)
     slack = 4e-6 / log_q.to(tl.float32)
     inverse_x, inverse_y, inverse_z = inverse_of(dx), inverse_of(dy), inverse_of(dz)
     first, last = step_range(ox, oy, oz, dx, dy, dz, mid_near, offset, log_q)
@@ -113,33 +86,20 @@ def _march_kernel(
             ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z, mid_near, offset, log_q, lambda_near, most, slack,
             root, children, occupancy, any_occupied, LOG_CELLS, ADAPT,
         )  # fmt: skip
+        if EMIT == 0:
+            noted = hit & (n < known)
+            tl.store(known_step + q.to(tl.int64) * known + n, i, mask=noted)
+            tl.store(known_slot + q.to(tl.int64) * known + n, slot, mask=noted)
         if EMIT:
             length += tl.where(hit, block_length(t, c, log_q, tl.where(hit, stride, 1)), 0.0)
             here = hit & (n == middle)
             m = row + j
-            tree = tl.load(treelet + slot, mask=here, other=0)
-            limit_level = tl.load(lambda_max + slot, mask=here, other=0.0).to(tl.float64)
-            beta = tl.minimum(tl.maximum(tl.minimum(wanted, limit_level) - (lev - 1).to(tl.float64), 0.0), 1.0)
-            beta = tl.where(lev > 0, beta, 1.0)
-            other = tl.load(above + tree, mask=here, other=-1)
-            top = tl.load(top_level + tree, mask=here, other=0)
-            mixed = here & (lev > 0) & (lev == top) & (beta < 1.0) & (other >= 0)
-            tl.store(out_ray + m, q, mask=here)
-            tl.store(out_t + m, t.to(tl.float32), mask=here)
-            tl.store(out_wanted + m, wanted.to(tl.float32), mask=here)
-            tl.store(out_slot + m, slot, mask=here)
-            tl.store(out_beta + m, tl.where(mixed, 1.0, beta).to(tl.float32), mask=here)
-            tl.store(out_blend + m, tl.where(mixed, beta, 1.0).to(tl.float32), mask=here)
-            _store_position(out_position, m, x, y, z, slot, lev, treelet, top_level, top_xyz, here)
-            shown = mixed
-            if tl.max(mixed.to(tl.int32), 0) > 0:
-                lev_other = tl.load(level + other, mask=mixed, other=0)
-                # where the treelet above draws nothing, its field is unknown rather than empty
-                shown = mixed & occupied(x, y, z, other, lev_other, mixed, occupancy, LOG_CELLS)
-                _store_position(
-                    out_position_above, m, x, y, z, other, lev_other, treelet, top_level, top_xyz, shown
-                )
-            tl.store(out_slot_above + m, tl.where(shown, other, -1), mask=here)
+            store_sample(
+                m, q, slot, lev, wanted, t, x, y, z, here,
+                level, treelet, lambda_max, top_level, top_xyz, above, occupancy,
+                out_ray, out_t, out_wanted, out_slot, out_beta, out_position, out_blend, out_slot_above,
+                out_position_above, LOG_CELLS,
+            )  # fmt: skip
             done = hit & (n == end - 1)
             tl.store(out_dt + m, length.to(tl.float32), mask=done)
             length = tl.where(done, 0.0, length)
@@ -239,16 +199,6 @@ def _cap_kernel(above_count, capacity_above):
     tl.store(above_count, tl.minimum(tl.load(above_count), capacity_above))
 
 
-class _Columns:
-    """The sample columns that a pass writes, in the kernel's order."""
-
-    def __init__(self, rows: int, device: torch.device):
-        self.ray, self.slot, self.slot_above = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(3))
-        self.t, self.dt, self.wanted, self.beta, self.blend = (torch.empty(rows, device=device) for _ in range(5))
-        self.position = torch.empty((rows, 3), device=device)
-        self.position_above = torch.zeros((rows, 3), device=device)
-
-
 @functools.lru_cache(maxsize=64)
 def march_constants(settings: MarchSettings, device: torch.device) -> Tensor:
     """Arguments of kernels are float32 at most; these must not be rounded. Kept: a captured graph cannot make them."""
@@ -260,18 +210,20 @@ def _pass(
     rays: Rays,
     arena: Arena,
     settings: MarchSettings,
-    out: _Columns | PackedSamples,
+    out: Columns | PackedSamples,
     *,
     emit: bool,
     num_rays: Tensor | None,
     start: Tensor | None,
     limit: int | None,
     adapt: bool,
+    known: KnownSamples,
     total: Tensor,
     ends: Tensor,
     ray_start: Tensor,
     ray_count: Tensor,
 ) -> None:
+    """The walk: count the samples and note the first ones, or write those of rays with more than were noted."""
     num = rays.origins.shape[0]
     launch(
         _march_kernel, programs_for(num, _BLOCK),
@@ -280,10 +232,39 @@ def _pass(
         arena.root, arena.children, arena.occupancy, arena.any_occupied, arena.level, arena.treelet, arena.lambda_max,
         arena.top_level, arena.top_xyz, arena.above, total, ends, ray_start, ray_count,
         out.ray, out.t, out.dt, out.wanted, out.slot, out.beta, out.position, out.blend, out.slot_above,
-        out.position_above, march_constants(settings, rays.origins.device), num, _UNLIMITED if limit is None else limit,
+        out.position_above, known.step, known.slot, march_constants(settings, rays.origins.device), num,
+        _UNLIMITED if limit is None else limit, known.most,
         EMIT=emit, COUNTED=num_rays is not None, STARTED=start is not None, ADAPT=adapt,
         LOG_CELLS=arena.occupancy_cells.bit_length() - 1, BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
+
+
+def _write(
+    rays: Rays,
+    arena: Arena,
+    settings: MarchSettings,
+    out: Columns | PackedSamples,
+    *,
+    num_rays: Tensor | None,
+    start: Tensor | None,
+    limit: int | None,
+    adapt: bool,
+    known: KnownSamples,
+    total: Tensor,
+    ends: Tensor,
+    ray_start: Tensor,
+    ray_count: Tensor,
+) -> None:
+    """Write the samples that were counted, `ray_count` rows a ray from `ray_start` on."""
+    constants = march_constants(settings, rays.origins.device)
+    emit(
+        rays, arena, constants, out, known, adapt=adapt, total=total, ray_start=ray_start, ray_count=ray_count
+    )  # fmt: skip
+    if limit is None or limit > known.most:
+        _pass(
+            rays, arena, settings, out, emit=True, num_rays=num_rays, start=start, limit=limit, adapt=adapt,
+            known=known, total=total, ends=ends, ray_start=ray_start, ray_count=ray_count,
+        )  # fmt: skip
 
 
 def march(
@@ -303,15 +284,18 @@ def march(
     num, device = rays.origins.shape[0], rays.origins.device
     total = torch.empty(num, dtype=torch.int32, device=device)
     ends = torch.empty(num, dtype=torch.int64, device=device)
-    options = {"num_rays": None, "start": start, "limit": limit, "adapt": adapt, "total": total, "ends": ends}
-    none = _Columns(1, device)
+    known = KnownSamples(num, _KNOWN if limit is None else min(limit, _KNOWN), device)
+    options = {
+        "num_rays": None, "start": start, "limit": limit, "adapt": adapt, "known": known, "total": total, "ends": ends,
+    }  # fmt: skip
+    none = Columns(1, device)
     _pass(rays, arena, settings, none, emit=False, ray_start=ends, ray_count=total, **options)  # type: ignore[arg-type]
     kept = total if keep is None else total.clamp(max=keep)
     ray_start = torch.zeros(num + 1, dtype=torch.int64, device=device)
     torch.cumsum(kept, 0, out=ray_start[1:])
-    out = _Columns(int(ray_start[-1]), device)
+    out = Columns(int(ray_start[-1]), device)
     if out.t.shape[0]:
-        _pass(rays, arena, settings, out, emit=True, ray_start=ray_start, ray_count=kept, **options)  # type: ignore[arg-type]
+        _write(rays, arena, settings, out, ray_start=ray_start, ray_count=kept, **options)  # type: ignore[arg-type]
     return Samples(
         ray_start=ray_start,
         ray=out.ray,
@@ -346,9 +330,10 @@ def march_packed(
     """
     num, device = rays.origins.shape[0], rays.origins.device
     total = torch.empty(num, dtype=torch.int32, device=device)
+    known = KnownSamples(num, _KNOWN if limit is None else min(limit, _KNOWN), device)
     options = {
-        "num_rays": num_rays, "start": start, "limit": limit, "adapt": adapt, "total": total, "ends": out.next_step,
-        "ray_start": out.ray_start, "ray_count": out.ray_count,
+        "num_rays": num_rays, "start": start, "limit": limit, "adapt": adapt, "known": known, "total": total,
+        "ends": out.next_step, "ray_start": out.ray_start, "ray_count": out.ray_count,
     }  # fmt: skip
     _pass(rays, arena, settings, out, emit=False, **options)  # type: ignore[arg-type]
     most, blocks = _UNLIMITED if keep is None else keep, max(1, programs_for(num, _SCAN))
@@ -359,7 +344,7 @@ def march_packed(
         out.ray_start, out.ray_count, out.ray_kept, out.next_step, out.count, out.demand, out.above_count,
         num, blocks, most, out.capacity, STARTED=start is not None, BLOCK=_SCAN,
     )  # fmt: skip
-    _pass(rays, arena, settings, out, emit=True, **options)  # type: ignore[arg-type]
+    _write(rays, arena, settings, out, **options)  # type: ignore[arg-type]
     launch(
         _above_kernel, programs_for(out.capacity, _ABOVE), out.slot_above, out.position_above, out.blend, out.count,
         out.above_count, out.above_sample, out.above_slot, out.above_position, out.capacity, out.capacity_above,
