@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DEFAULTS: dict[str, Any] = {"enable_fp_fusion": True}
+"""Options of kernels that say nothing else; Triton's own default differs between its versions."""
+
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     """Run `kernel` as a one-dimensional grid of `programs`; none is no launch.
@@ -16,7 +19,7 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         return
     device = next(a.device for a in args if isinstance(a, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*args, **options)
+        kernel[(programs,)](*args, **{**DEFAULTS, **options})
 
 
 def programs_for(rows: int, block: int) -> int:
