@@ -1,7 +1,9 @@
 """What each ray leaves in which treelet of a band: the sums of its samples' weights."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from numba import njit
 
@@ -11,6 +13,8 @@ from infnerf_tiles.kernels.arena import Samples
 
 _AXIS_BITS = 21
 """Bits of a cell's number along one axis; cells of all levels fit."""
+_AT_ONCE = 1 << 13
+"""Rays that a thread takes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +57,20 @@ def ray_treelets(
     _, cells = decode_keys(root_keys)
     codes = (cells[:, 2] << 2 * _AXIS_BITS) | (cells[:, 1] << _AXIS_BITS) | cells[:, 0]
     order = np.argsort(codes)
-    ray, treelet, weight, own, crossed = _sum(
-        samples.ray_start.cpu().numpy(), samples.t.cpu().numpy(), np.ascontiguousarray(weights),
-        np.ascontiguousarray(origins), np.ascontiguousarray(directions), 1 << top, codes[order], order,
-        margin if top else 0.0,
-    )  # fmt: skip
+    ray_start, t, weights = samples.ray_start.cpu().numpy(), samples.t.cpu().numpy(), np.ascontiguousarray(weights)
+    origins, directions = np.ascontiguousarray(origins), np.ascontiguousarray(directions)
+
+    def part(first: int) -> tuple[Int64, Int64, Float64, Float64, Int64]:
+        last = first + _AT_ONCE
+        ray, *rest = _sum(
+            ray_start[first : last + 1], t, weights, origins[first:last], directions[first:last], 1 << top,
+            codes[order], order, margin if top else 0.0,
+        )  # fmt: skip
+        return ray + first, *rest
+
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        parts = list(pool.map(part, range(0, max(len(origins), 1), _AT_ONCE)))
+    ray, treelet, weight, own, crossed = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return RayTreelets(
         ray=ray, treelet=treelet, weight=weight.astype(np.float32), own=own.astype(np.float32), crossed=crossed
     )

@@ -1,5 +1,6 @@
 """Sums of weights by ray and treelet, against a twin in plain numpy."""
 
+import importlib
 from collections import defaultdict
 
 import numpy as np
@@ -20,8 +21,11 @@ def samples_at(ray_start: list[int], t: np.ndarray) -> Samples:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("top", "margin"), [(0, 0.1), (2, 0.0), (2, 0.12), (4, 0.3)])
-def test_sums_are_those_of_the_slow_twin(rng: np.random.Generator, top: int, margin: float) -> None:
+@pytest.mark.parametrize(("top", "margin", "at_once"), [(0, 0.1, 512), (2, 0.0, 7), (2, 0.12, 300), (4, 0.3, 64)])
+def test_sums_are_those_of_the_slow_twin(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, top: int, margin: float, at_once: int
+) -> None:
+    monkeypatch.setattr(importlib.import_module("infnerf_tiles.training.ray_treelets"), "_AT_ONCE", at_once)
     num, cells = 300, 1 << top
     counts = rng.integers(0, 40, num)
     starts = np.concatenate([[0], np.cumsum(counts)])
