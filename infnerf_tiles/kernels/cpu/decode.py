@@ -1,50 +1,38 @@
-"""The decoder in blocks of a fixed size, its gradient by hand: products in one number format, masks in place.
+"""The decoder with its gradient by hand: all layers for a handful of samples at a time, in float32.
 
-The matrix library compiles a product for each size that it meets, which takes longer than the product: blocks all have
-one size, the last one is filled up with zeros. The density channel h_0 enters the colour half with a weight of zero, so
-that rows keep their width. Threads take whole blocks: a product is too short to be shared out. What a block
-gives does not depend on who computes it, and sums over blocks are taken in their order.
+What a block of samples gives does not depend on who computes it, and sums over blocks are taken in their order.
 """
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_BLOCK = 4096
-"""Rows: many, since each product has a price of its own, but not so many that filling up costs more."""
-_BASIS = 16
-_ALIGN = 8
-"""Columns of a matrix come in multiples of this."""
+from infnerf_tiles.arrays import AnyArray
+from infnerf_tiles.kernels.cpu.layers import BASIS, BLOCK, ROWS, Widths, backward_kernel, density_kernel, forward_kernel
+from infnerf_tiles.kernels.cpu.products import has_pairs
+from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 _Constants = tuple[float, float, float, float]
-_T = TypeVar("_T")
 
 
-def _by_block(num: int, work: Callable[[int], _T]) -> list[_T]:
-    """`work` of the first row of each block of `num` rows, without gradient, by as many threads as the kernels use."""
-
-    def quietly(first: int) -> _T:
-        with torch.no_grad():
-            return work(first)
-
-    firsts = range(0, num, _BLOCK)
-    threads = min(numba.get_num_threads(), len(firsts))
-    if threads < 2:
-        return [quietly(first) for first in firsts]
-    return list(_pool(numba.get_num_threads(), os.getpid()).map(quietly, firsts))
-
-
-@functools.cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads in which torch computes alone; a process that was forked off has none of them."""
-    return ThreadPoolExecutor(threads, "decode", initializer=lambda: torch.set_num_threads(1))
+def _shaded(
+    features: Tensor, ray: Tensor, basis: Tensor, layers: list[Tensor], widths: Widths, constants: _Constants, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Density, colour, exponent and, to `keep`, what the layers hand on; no gradient."""
+    num = features.shape[0]
+    kind = torch.int32 if widths.pairs else torch.float32
+    kept = torch.empty((-(-num // (ROWS if keep else BLOCK)), widths.kept), dtype=kind)
+    exponent, colour = torch.empty(num), torch.empty((num, 3))
+    towards = basis.bfloat16().view(torch.int32) if widths.pairs else basis.contiguous()
+    parameters = [_factors(p.t(), widths) if p.ndim == 2 else p.numpy() for p in layers]
+    with parallel_region():
+        forward_kernel(widths)(
+            features.numpy(), ray.contiguous().numpy(), towards.numpy(), *parameters,
+            keep, kept.numpy(), exponent.numpy(), colour.numpy(),
+        )  # fmt: skip
+    return _density(exponent, features, constants), colour.sigmoid_(), exponent, kept
 
 
 class _Decode(torch.autograd.Function):
@@ -58,93 +46,73 @@ class _Decode(torch.autograd.Function):
         dtype: torch.dtype,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        num = features.shape[0]
-        layers = _aligned([p.detach().to(dtype) for p in parameters])
-        (w3, b3), (w4, b4), (w5, b5) = layers[2:]
-        towards = basis.to(dtype)
-        exponent, colour = torch.empty(num), torch.empty((num, 3))
-
-        def forward(first: int) -> list[Tensor]:
-            x, h1, h2 = _density_half(layers, features, first, dtype)
-            rows = _filled(ray[first : first + _BLOCK])
-            seen = torch.cat([h2, towards.index_select(0, rows)], dim=1)
-            z1 = torch.addmm(b3, seen, w3.t()).relu_()
-            z2 = torch.addmm(b4, z1, w4.t()).relu_()
-            here = min(_BLOCK, num - first)
-            colour[first : first + here] = torch.addmm(b5, z2, w5.t())[:here, :3]
-            exponent[first : first + here] = h2[:here, 0]
-            return [x, h1, seen, z1, z2]
-
-        kept = [value for block in _by_block(num, forward) for value in block]
-        colour.sigmoid_()
-        sigma = _density(exponent, features, constants)
-        ctx.save_for_backward(exponent, sigma, colour, *(w for w, _ in layers), *kept)
-        ctx.constants, ctx.learn = constants, any(ctx.needs_input_grad[5:])
+        features, shapes = features.contiguous(), [p.shape for p in parameters]
+        widths, layers = _filled(list(parameters), dtype)
+        sigma, colour, exponent, kept = _shaded(features, ray, basis, layers, widths, constants, True)
+        ctx.save_for_backward(features, exponent, sigma, colour, kept, *layers[::2])
+        ctx.constants, ctx.widths, ctx.shapes, ctx.learn = constants, widths, shapes, any(ctx.needs_input_grad[5:])
         return sigma, colour
 
     @staticmethod
     def backward(ctx: Any, grad_sigma: Tensor, grad_colour: Tensor) -> tuple[Tensor | None, ...]:
-        exponent, sigma, colour, w1, w2, w3, w4, w5, *kept = ctx.saved_tensors
+        features, exponent, sigma, colour, kept, *weights = ctx.saved_tensors
         gain, _, highest, _ = ctx.constants
-        num, dtype, width = sigma.shape[0], w1.dtype, w2.shape[0]
         steep = (grad_sigma * sigma).masked_fill_(exponent > highest, 0.0)
         outer = (1.0 - colour).mul_(colour).mul_(grad_colour)
-        grad = torch.empty((num, w1.shape[1]))
-        w3_own = w3[:, :width].contiguous()
-
-        def backward(first: int) -> list[Tensor]:
-            here = min(_BLOCK, num - first)
-            x, h1, seen, z1, z2 = kept[first // _BLOCK * 5 : first // _BLOCK * 5 + 5]
-            d5 = torch.zeros((_BLOCK, w5.shape[0]), dtype=dtype)
-            d5[:here, :3] = outer[first : first + here]
-            d4 = _masked(d5 @ w5, z2)
-            d3 = _masked(d4 @ w4, z1)
-            d2 = d3 @ w3_own
-            d2[:here, 0] = steep[first : first + here]
-            d1 = _masked(d2 @ w2, h1)
-            grad[first : first + here] = (d1 @ w1)[:here]
-            if not ctx.learn:
-                return []
-            found = [d1.t() @ x, d1.sum(0), d2.t() @ h1, d2.sum(0), d3.t() @ seen, d3.sum(0)]
-            return [*found, d4.t() @ z1, d4.sum(0), d5.t() @ z2, d5.sum(0)]
-
-        sums: list[Tensor] = []
-        for found in _by_block(num, backward):
-            sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else [b.float() for b in found]
+        grad = torch.empty_like(features)
+        blocks = -(-features.shape[0] // BLOCK) if ctx.learn else 0
+        learned = [torch.zeros((blocks, *shape)) for shape in ctx.widths.learned]
+        with parallel_region():
+            backward_kernel(ctx.widths)(
+                features.numpy(), kept.numpy(), *(_factors(w, ctx.widths) for w in weights), steep.numpy(), outer.numpy(),
+                grad.numpy(), ctx.learn, *(part.numpy() for part in learned),
+            )  # fmt: skip
         grad[:, 0].add_(steep, alpha=gain)
         if not ctx.learn:
             return grad, *([None] * 14)
-        if not sums:
-            sums = [torch.zeros_like(p) for w in (w1, w2, w3, w4, w5) for p in (w.float(), w[:, 0].float())]
-        sums[4] = sums[4][:, 1:]
-        return grad, None, None, None, None, *sums[:8], sums[8][:3], sums[9][:3]
+        return grad, None, None, None, None, *_unfilled([_in_order(part) for part in learned], ctx.shapes)
 
 
-def _aligned(parameters: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of each layer; the third takes h_0 too, the last has spare rows."""
-    w1, b1, w2, b2, w3, b3, w4, b4, w5, b5 = parameters
-    more = -w5.shape[0] % _ALIGN
-    last = functional.pad(w5, (0, 0, 0, more)), functional.pad(b5, (0, more))
-    return [(w1, b1), (w2, b2), (functional.pad(w3, (1, 0)), b3), (w4, b4), last]
+def _factors(weight: Tensor, widths: Widths) -> AnyArray:
+    """Rows of a product's right factor [terms, columns]; two rows become one of pairs."""
+    if not widths.pairs:
+        return weight.contiguous().numpy()
+    terms, columns = weight.shape
+    pairs = weight.bfloat16().reshape(terms // 2, 2, columns).transpose(1, 2).contiguous()
+    return pairs.view(torch.int32).reshape(terms // 2, columns).numpy()
 
 
-def _filled(values: Tensor) -> Tensor:
-    """Rows of a block, zeros behind them."""
-    if values.shape[0] == _BLOCK:
-        return values
-    full = values.new_zeros((_BLOCK, *values.shape[1:]))
-    full[: values.shape[0]] = values
-    return full
+def _in_order(parts: Tensor) -> Tensor:
+    """The sum over blocks, one after the other however many threads there are."""
+    total = torch.zeros(parts.shape[1:])
+    for part in parts:
+        total += part
+    return total
 
 
-def _density_half(
-    layers: list[tuple[Tensor, Tensor]], features: Tensor, first: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, hidden and geometry values of a block of rows."""
-    (w1, b1), (w2, b2) = layers[:2]
-    x = _filled(features[first : first + _BLOCK]).to(dtype)
-    h1 = torch.addmm(b1, x, w1.t()).relu_()
-    return x, h1, torch.addmm(b2, h1, w2.t())
+def _filled(parameters: list[Tensor], dtype: torch.dtype) -> tuple[Widths, list[Tensor]]:
+    """Weights and biases with zeros where there are more channels; the colour half does not see h_0."""
+    w1, w2 = parameters[0], parameters[2]
+    widths = Widths.of(features=w1.shape[1], hidden=w1.shape[0], geometry=w2.shape[0], pairs=dtype == torch.bfloat16 and has_pairs())
+    filled = []
+    for k, (value, shape) in enumerate(zip(parameters, widths.learned, strict=True)):
+        value = value.detach().float()
+        if k == 4:
+            geometry, towards = value[:, :-BASIS], value[:, -BASIS:]
+            value = torch.cat([functional.pad(geometry, (1, widths.geometry - w2.shape[0])), towards], dim=1)
+        more = [n for have, want in zip(value.shape, shape, strict=True) for n in (want - have, 0)]
+        filled.append(functional.pad(value, more[::-1]) if any(more) else value.contiguous())
+    return widths, filled
+
+
+def _unfilled(gradients: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
+    """Gradients without what `_filled` added."""
+    found = []
+    for k, (value, shape) in enumerate(zip(gradients, shapes, strict=True)):
+        if k == 4:
+            value = torch.cat([value[:, 1 : 1 + shape[1] - BASIS], value[:, -BASIS:]], dim=1)
+        found.append(value[tuple(slice(n) for n in shape)])
+    return found
 
 
 def _density(exponent: Tensor, features: Tensor, constants: _Constants) -> Tensor:
@@ -154,18 +122,12 @@ def _density(exponent: Tensor, features: Tensor, constants: _Constants) -> Tenso
     return exponent.clamp(max=highest).exp_().div_(gsd)
 
 
-def _masked(gradient: Tensor, value: Tensor) -> Tensor:
-    """The gradient in front of a rectifier, in place."""
-    torch.ops.aten.threshold_backward.grad_input(gradient, value, 0.0, grad_input=gradient)
-    return gradient
-
-
 def decodes(parameters: list[Tensor]) -> bool:
     """Whether `decode` can take a decoder with these parameters."""
     if [p.ndim for p in parameters] != [2, 1] * 5:
         return False
     hidden, width = parameters[0].shape[0], parameters[2].shape[0]
-    shapes = [(width, hidden), (hidden, width - 1 + _BASIS), (hidden, hidden), (3, hidden)]
+    shapes = [(width, hidden), (hidden, width - 1 + BASIS), (hidden, hidden), (3, hidden)]
     return [tuple(p.shape) for p in parameters[2::2]] == shapes
 
 
@@ -188,11 +150,17 @@ def decode(
         features: float32 [M, F]. ray: int32 [M]. basis: float32 [Q, 16], direction basis of each ray.
         parameters: float32 weight [out, in] and bias [out] of the five layers. See `decodes`.
         count: int32 [1], rows in use; the others come out as zero.
-        dtype: format of the products' factors and of what the layers hand on, float32 or bfloat16.
+        dtype: has no effect: products are of float32, which is as fast here as a shorter format.
     """
     constants = (gain, bias, max_exponent, gsd_ref)
     n = int(count)
-    sigma, colour = _Decode.apply(features[:n], ray[:n], basis, constants, dtype, *parameters)  # type: ignore[no-untyped-call]
+    used, rays = features[:n], ray[:n]
+    if torch.is_grad_enabled() and any(value.requires_grad for value in (features, *parameters)):
+        sigma, colour = _Decode.apply(used, rays, basis, constants, dtype, *parameters)  # type: ignore[no-untyped-call]
+    else:
+        widths, layers = _filled(parameters, dtype)
+        used = used.detach().contiguous()
+        sigma, colour, _, _ = _shaded(used, rays, basis, layers, widths, constants, False)
     unused = features.shape[0] - n
     if unused:
         sigma, colour = functional.pad(sigma, (0, unused)), functional.pad(colour, (0, 0, 0, unused))
@@ -210,13 +178,12 @@ def decode_density(
     dtype: torch.dtype,
 ) -> Tensor:
     """Density float32 [M] alone, no gradient; arguments as in `decode`."""
-    with torch.no_grad():
-        layers = [(parameters[k].to(dtype), parameters[k + 1].to(dtype)) for k in (0, 2)]
-        exponent = torch.empty(features.shape[0])
-
-        def density(first: int) -> None:
-            here = exponent[first : first + _BLOCK]
-            here.copy_(_density_half(layers, features, first, dtype)[2][: here.shape[0], 0])
-
-        _by_block(features.shape[0], density)
-        return _density(exponent, features, (gain, bias, max_exponent, gsd_ref))
+    features = features.detach().contiguous()
+    widths, layers = _filled(parameters, dtype)
+    exponent = torch.empty(features.shape[0])
+    with parallel_region():
+        density_kernel(widths)(
+            features.numpy(), _factors(layers[0].t(), widths), layers[1].numpy(),
+            _factors(layers[2][:4].t(), widths), layers[3][:4].numpy(), exponent.numpy(),
+        )  # fmt: skip
+    return _density(exponent, features, (gain, bias, max_exponent, gsd_ref))
