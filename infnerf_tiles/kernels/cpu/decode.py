@@ -1,10 +1,16 @@
-"""The decoder with its gradient by hand: all layers for a handful of samples at a time, in float32.
+"""The decoder with its gradient by hand: all layers for some samples at a time, see `layers`.
 
 What a block of samples gives does not depend on who computes it, and sums over blocks are taken in their order.
 """
 
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,9 +18,27 @@ from torch.nn import functional
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.kernels.cpu.layers import BASIS, BLOCK, ROWS, Widths, backward_kernel, density_kernel, forward_kernel
 from infnerf_tiles.kernels.cpu.products import has_pairs
-from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 _Constants = tuple[float, float, float, float]
+
+
+def _by_block(kernel: Callable[..., None], num: int, *arguments: object) -> None:
+    """Let as many threads as the kernels use take the blocks of `num` samples, this one among them."""
+    counter = np.zeros(1, np.int64)
+    threads = min(numba.get_num_threads(), -(-num // BLOCK))
+    others = []
+    if threads > 1:
+        pool = _pool(numba.get_num_threads(), os.getpid())
+        others = [pool.submit(kernel, *arguments, counter) for _ in range(threads - 1)]
+    kernel(*arguments, counter)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process; one that was forked off has none of them."""
+    return ThreadPoolExecutor(threads, "decode")
 
 
 def _shaded(
@@ -26,12 +50,11 @@ def _shaded(
     kept = torch.empty((-(-num // (ROWS if keep else BLOCK)), widths.kept), dtype=kind)
     exponent, colour = torch.empty(num), torch.empty((num, 3))
     towards = basis.bfloat16().view(torch.int32) if widths.pairs else basis.contiguous()
-    parameters = [_factors(p.t(), widths) if p.ndim == 2 else p.numpy() for p in layers]
-    with parallel_region():
-        forward_kernel(widths)(
-            features.numpy(), ray.contiguous().numpy(), towards.numpy(), *parameters,
-            keep, kept.numpy(), exponent.numpy(), colour.numpy(),
-        )  # fmt: skip
+    _by_block(
+        forward_kernel(widths), num, features.numpy(), ray.contiguous().numpy(), towards.numpy(),
+        _factors([w.t() for w in layers[::2]], widths), torch.cat(layers[1::2]).numpy(),
+        keep, kept.numpy(), exponent.numpy(), colour.numpy(),
+    )  # fmt: skip
     return _density(exponent, features, constants), colour.sigmoid_(), exponent, kept
 
 
@@ -46,57 +69,54 @@ class _Decode(torch.autograd.Function):
         dtype: torch.dtype,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        features, shapes = features.contiguous(), [p.shape for p in parameters]
+        features = features.contiguous()
         widths, layers = _filled(list(parameters), dtype)
         sigma, colour, exponent, kept = _shaded(features, ray, basis, layers, widths, constants, True)
         ctx.save_for_backward(features, exponent, sigma, colour, kept, *layers[::2])
-        ctx.constants, ctx.widths, ctx.shapes, ctx.learn = constants, widths, shapes, any(ctx.needs_input_grad[5:])
+        ctx.constants, ctx.widths, ctx.learn = constants, widths, any(ctx.needs_input_grad[5:])
+        ctx.shapes = [p.shape for p in parameters]
         return sigma, colour
 
     @staticmethod
     def backward(ctx: Any, grad_sigma: Tensor, grad_colour: Tensor) -> tuple[Tensor | None, ...]:
         features, exponent, sigma, colour, kept, *weights = ctx.saved_tensors
         gain, _, highest, _ = ctx.constants
+        num, widths = features.shape[0], ctx.widths
         steep = (grad_sigma * sigma).masked_fill_(exponent > highest, 0.0)
         outer = (1.0 - colour).mul_(colour).mul_(grad_colour)
         grad = torch.empty_like(features)
-        blocks = -(-features.shape[0] // BLOCK) if ctx.learn else 0
-        learned = [torch.zeros((blocks, *shape)) for shape in ctx.widths.learned]
-        with parallel_region():
-            backward_kernel(ctx.widths)(
-                features.numpy(), kept.numpy(), *(_factors(w, ctx.widths) for w in weights), steep.numpy(), outer.numpy(),
-                grad.numpy(), ctx.learn, *(part.numpy() for part in learned),
-            )  # fmt: skip
+        sizes = [int(np.prod(shape)) for shape in widths.shapes]
+        learned = torch.zeros((-(-num // BLOCK) if ctx.learn else 0, sum(sizes)))
+        _by_block(
+            backward_kernel(widths), num, features.numpy(), kept.numpy(), _factors(weights, widths), steep.numpy(),
+            outer.numpy(), grad.numpy(), ctx.learn, learned.numpy(),
+        )  # fmt: skip
         grad[:, 0].add_(steep, alpha=gain)
         if not ctx.learn:
             return grad, *([None] * 14)
-        return grad, None, None, None, None, *_unfilled([_in_order(part) for part in learned], ctx.shapes)
+        total = torch.zeros(sum(sizes))
+        for part in learned:
+            total += part
+        found = [part.reshape(shape) for part, shape in zip(total.split(sizes), widths.shapes, strict=True)]
+        return grad, None, None, None, None, *_unfilled(found, ctx.shapes)
 
 
-def _factors(weight: Tensor, widths: Widths) -> AnyArray:
-    """Rows of a product's right factor [terms, columns]; two rows become one of pairs."""
+def _factors(weights: list[Tensor], widths: Widths) -> AnyArray:
+    """Right factors of products [terms, columns], one after the other; two rows become one of pairs."""
     if not widths.pairs:
-        return weight.contiguous().numpy()
-    terms, columns = weight.shape
-    pairs = weight.bfloat16().reshape(terms // 2, 2, columns).transpose(1, 2).contiguous()
-    return pairs.view(torch.int32).reshape(terms // 2, columns).numpy()
-
-
-def _in_order(parts: Tensor) -> Tensor:
-    """The sum over blocks, one after the other however many threads there are."""
-    total = torch.zeros(parts.shape[1:])
-    for part in parts:
-        total += part
-    return total
+        return torch.cat([w.reshape(-1) for w in weights]).numpy()
+    pairs = [w.reshape(w.shape[0] // 2, 2, w.shape[1]).transpose(1, 2).reshape(-1) for w in weights]
+    return torch.cat(pairs).bfloat16().view(torch.int32).numpy()
 
 
 def _filled(parameters: list[Tensor], dtype: torch.dtype) -> tuple[Widths, list[Tensor]]:
     """Weights and biases with zeros where there are more channels; the colour half does not see h_0."""
     w1, w2 = parameters[0], parameters[2]
-    widths = Widths.of(features=w1.shape[1], hidden=w1.shape[0], geometry=w2.shape[0], pairs=dtype == torch.bfloat16 and has_pairs())
+    pairs = dtype == torch.bfloat16 and has_pairs()
+    widths = Widths.of(features=w1.shape[1], hidden=w1.shape[0], geometry=w2.shape[0], pairs=pairs)
     filled = []
-    for k, (value, shape) in enumerate(zip(parameters, widths.learned, strict=True)):
-        value = value.detach().float()
+    for k, (given, shape) in enumerate(zip(parameters, widths.shapes, strict=True)):
+        value = given.detach().float()
         if k == 4:
             geometry, towards = value[:, :-BASIS], value[:, -BASIS:]
             value = torch.cat([functional.pad(geometry, (1, widths.geometry - w2.shape[0])), towards], dim=1)
@@ -150,7 +170,8 @@ def decode(
         features: float32 [M, F]. ray: int32 [M]. basis: float32 [Q, 16], direction basis of each ray.
         parameters: float32 weight [out, in] and bias [out] of the five layers. See `decodes`.
         count: int32 [1], rows in use; the others come out as zero.
-        dtype: has no effect: products are of float32, which is as fast here as a shorter format.
+        dtype: format of the products' factors and of what the layers hand on: bfloat16 where it is asked for and the
+            processor sums up products of its pairs, otherwise float32.
     """
     constants = (gain, bias, max_exponent, gsd_ref)
     n = int(count)
@@ -159,8 +180,7 @@ def decode(
         sigma, colour = _Decode.apply(used, rays, basis, constants, dtype, *parameters)  # type: ignore[no-untyped-call]
     else:
         widths, layers = _filled(parameters, dtype)
-        used = used.detach().contiguous()
-        sigma, colour, _, _ = _shaded(used, rays, basis, layers, widths, constants, False)
+        sigma, colour, _, _ = _shaded(used.detach().contiguous(), rays, basis, layers, widths, constants, False)
     unused = features.shape[0] - n
     if unused:
         sigma, colour = functional.pad(sigma, (0, unused)), functional.pad(colour, (0, 0, 0, unused))
@@ -179,11 +199,10 @@ def decode_density(
 ) -> Tensor:
     """Density float32 [M] alone, no gradient; arguments as in `decode`."""
     features = features.detach().contiguous()
-    widths, layers = _filled(parameters, dtype)
+    widths, (w1, b1, w2, b2, *_) = _filled(parameters, dtype)
     exponent = torch.empty(features.shape[0])
-    with parallel_region():
-        density_kernel(widths)(
-            features.numpy(), _factors(layers[0].t(), widths), layers[1].numpy(),
-            _factors(layers[2][:4].t(), widths), layers[3][:4].numpy(), exponent.numpy(),
-        )  # fmt: skip
+    _by_block(
+        density_kernel(widths), features.shape[0], features.numpy(), _factors([w1.t(), w2[:4].t()], widths),
+        torch.cat([b1, b2[:4]]).numpy(), exponent.numpy(),
+    )  # fmt: skip
     return _density(exponent, features, (gain, bias, max_exponent, gsd_ref))

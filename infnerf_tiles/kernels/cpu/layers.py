@@ -2,6 +2,9 @@
 
 Products keep channels in vectors and samples below one another, so that features, directions and weights are taken as
 they lie. What the layers hand on stays in the cache; only what the gradient needs is kept.
+
+Any number of threads may call a kernel with the same arguments: they take blocks of samples until there are none left.
+Such kernels compile in a third of the time that numba's own parallel loops take.
 """
 
 import functools
@@ -10,14 +13,14 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
-from infnerf_tiles.kernels.cpu.products import BIAS, MASK, PLAIN, RELU, convert, outer_sum, product
+from infnerf_tiles.kernels.cpu.products import BIAS, MASK, PLAIN, RELU, convert, outer_sum, product, taken
 
 BASIS = 16
 ROWS = 96
 """Samples that pass through all layers together; a multiple of the rows that products compute side by side."""
-BLOCK = 42 * ROWS
+BLOCK = 21 * ROWS
 """Samples of a task, whose gradients of the parameters are summed up before they meet those of others."""
 COLOURS = 4
 """Channels of a colour and a spare one."""
@@ -47,55 +50,66 @@ class Widths:
     @property
     def kept(self) -> int:
         """Elements that the gradient needs of the samples that pass together."""
-        return ROWS * (3 * self.hidden + self.seen) // (1 + self.pairs)
+        return self.elements(ROWS * (3 * self.hidden + self.seen))
 
     @property
-    def learned(self) -> tuple[tuple[int, ...], ...]:
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of weights [out, in] and biases."""
         f, h, g, s = self.features, self.hidden, self.geometry, self.seen
         return (h, f), (h,), (g, h), (g,), (h, s), (h,), (h, h), (h,), (COLOURS, h), (COLOURS,)
 
+    def elements(self, values: int) -> int:
+        """Elements of an array that as many values of a product's factor take."""
+        return values // (1 + self.pairs)
+
 
 @functools.cache
 def forward_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], ray [M], basis [Q, 16], weights [in, out] and biases, keep, kept, exponent [M], colour [M, 3]).
+    """(features [M, F], ray [M], basis [Q, 16], weights [in, out], biases, keep, kept, exponent, colour, counter [1]).
 
-    Weights and basis are factors; `kept` is [groups of ROWS samples, elements], or [blocks, elements] unless `keep`.
-    The exponent is h_0, the colour what the sigmoid takes.
+    Weights and biases each follow one another in one array; weights and basis are factors. `kept` is [groups of ROWS
+    samples, elements], or [blocks, elements] unless `keep`. Exponent [M] is h_0, colour [M, 3] what the sigmoid takes.
     """
     few, hidden, geometry, seen = widths.features, widths.hidden, widths.geometry, widths.seen
-    part = 1 + widths.pairs
     kind = np.int32 if widths.pairs else np.float32
-    x_row, row, seen_row, basis_row = few // part, hidden // part, seen // part, BASIS // part
-    at_basis = geometry // part
+    x_row, row, seen_row, at_basis, basis_row = map(widths.elements, (few, hidden, seen, geometry, BASIS))
     at_seen, at_z1, at_z2 = ROWS * row, ROWS * (row + seen_row), ROWS * (2 * row + seen_row)
+    w2 = x_row * hidden
+    w3 = w2 + row * geometry
+    w4 = w3 + seen_row * hidden
+    w5 = w4 + row * hidden
+    b2 = hidden
+    b3 = b2 + geometry
+    b4, b5 = b3 + hidden, b3 + 2 * hidden
 
-    @njit(cache=True, parallel=True)
-    def forward(features, ray, basis, w1, b1, w2, b2, w3, b3, w4, b4, w5, b5, keep, kept, exponent, colour):  # type: ignore[no-untyped-def]
+    @njit(cache=True, nogil=True)
+    def forward(features, ray, basis, weights, biases, keep, kept, exponent, colour, counter):  # type: ignore[no-untyped-def]
         num, channels, size = features.shape[0], features.shape[1], kept.shape[1]
-        for task in prange((num + BLOCK - 1) // BLOCK):
-            block = np.int64(task)
-            wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
-            h, rgb = np.empty((ROWS, geometry), np.float32), np.empty((ROWS, COLOURS), np.float32)
+        wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
+        h, rgb = np.empty((ROWS, geometry), np.float32), np.empty((ROWS, COLOURS), np.float32)
+        while True:
+            block = taken(counter)
+            if block * BLOCK >= num:
+                break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
                 here = min(ROWS, num - first)
                 group = first // ROWS if keep else block
                 h1, h2, z1, z2 = group * size, group * size + at_seen, group * size + at_z1, group * size + at_z2
-                directions = kept[group, at_seen:]
+                towards = kept[group, at_seen:]
                 for i in range(ROWS):
                     own = first + min(i, here - 1)
                     for k in range(channels):
                         wide[i, k] = features[own, k]
-                    towards = ray[own]
+                    own_ray = ray[own]
                     for k in range(basis_row):
-                        directions[i * seen_row + at_basis + k] = basis[towards, k]
+                        towards[i * seen_row + at_basis + k] = basis[own_ray, k]
                 convert(wide, 0, x, 0, ROWS, few, x_row)
-                product(x, 0, w1, 0, kept, h1, b1, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
-                product(kept, h1, w2, 0, h, 0, b2, 0, ROWS, geometry, row, row, geometry, geometry, BIAS)
+                product(x, 0, weights, 0, kept, h1, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
+                product(kept, h1, weights, w2, h, 0, biases, b2, ROWS, geometry, row, row, geometry, geometry, BIAS)
                 convert(h, 0, kept, h2, ROWS, geometry, seen_row)
-                product(kept, h2, w3, 0, kept, z1, b3, 0, ROWS, hidden, seen_row, seen_row, hidden, row, RELU)
-                product(kept, z1, w4, 0, kept, z2, b4, 0, ROWS, hidden, row, row, hidden, row, RELU)
-                product(kept, z2, w5, 0, rgb, 0, b5, 0, ROWS, COLOURS, row, row, COLOURS, COLOURS, BIAS)
+                product(kept, h2, weights, w3, kept, z1, biases, b3, ROWS, hidden, seen_row, seen_row, hidden, row, RELU)
+                product(kept, z1, weights, w4, kept, z2, biases, b4, ROWS, hidden, row, row, hidden, row, RELU)
+                product(kept, z2, weights, w5, rgb, 0, biases, b5, ROWS, COLOURS, row, row, COLOURS, COLOURS, BIAS)
                 for i in range(here):
                     exponent[first + i] = h[i, 0]
                     for k in range(3):
@@ -106,30 +120,35 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
 
 @functools.cache
 def backward_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], kept, weights [out, in], slopes of h_0 [M] and of what the sigmoid takes [M, 3], ...).
+    """(features [M, F], kept, weights [out, in], steep [M], outer [M, 3], grad [M, F], learn, learned, counter [1]).
 
-    Further: slopes of the features [M, F]; whether the parameters learn; if so theirs, float32 [blocks, shape], which
-    are added to. Weights are factors.
+    Weights follow one another in one array of factors; steep and outer are the gradients of h_0 and of what the sigmoid
+    takes, grad becomes that of the features. Those of weights and biases are added, if they `learn`, to learned float32
+    [blocks, all of `shapes`].
     """
     few, hidden, geometry, seen = widths.features, widths.hidden, widths.geometry, widths.seen
-    part = 1 + widths.pairs
     kind = np.int32 if widths.pairs else np.float32
-    x_row, row, seen_row, h_row, colour_row = few // part, hidden // part, seen // part, geometry // part, COLOURS // part
+    x_row, row, seen_row, h_row, rgb_row = map(widths.elements, (few, hidden, seen, geometry, COLOURS))
     at_seen, at_z1, at_z2 = ROWS * row, ROWS * (row + seen_row), ROWS * (2 * row + seen_row)
+    w2 = row * few
+    w3 = w2 + h_row * hidden
+    w4 = w3 + row * seen
+    w5 = w4 + row * hidden
+    ends = np.cumsum([np.prod(shape) for shape in widths.shapes]).tolist()
+    b1, g2, b2, g3, b3, g4, b4, g5, b5, total = ends
     spare_size = 1 + ROWS * (hidden + max(hidden, seen)) // 2
 
-    @njit(cache=True, parallel=True)
-    def backward(  # type: ignore[no-untyped-def]
-        features, kept, w1, w2, w3, w4, w5, steep, outer, grad, learn, g1, c1, g2, c2, g3, c3, g4, c4, g5, c5
-    ):
+    @njit(cache=True, nogil=True)
+    def backward(features, kept, weights, steep, outer, grad, learn, learned, counter):  # type: ignore[no-untyped-def]
         num, channels, size = features.shape[0], features.shape[1], kept.shape[1]
-        for task in prange((num + BLOCK - 1) // BLOCK):
-            block = np.int64(task)
-            wide, x, dx = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind), np.empty((ROWS, few), np.float32)
-            rgb, h = np.zeros((ROWS, COLOURS), np.float32), np.empty((ROWS, geometry), np.float32)
-            d1, d2, d3 = np.empty((ROWS, row), kind), np.empty((ROWS, h_row), kind), np.empty((ROWS, row), kind)
-            d4, d5, spare = np.empty((ROWS, row), kind), np.empty((ROWS, colour_row), kind), np.empty(spare_size, kind)
-            hh, hf, gh, hs, cc = hidden * hidden, hidden * few, geometry * hidden, hidden * seen, COLOURS * hidden
+        wide, x, dx = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind), np.empty((ROWS, few), np.float32)
+        rgb, h = np.zeros((ROWS, COLOURS), np.float32), np.empty((ROWS, geometry), np.float32)
+        d1, d2, d3 = np.empty((ROWS, row), kind), np.empty((ROWS, h_row), kind), np.empty((ROWS, row), kind)
+        d4, d5, spare = np.empty((ROWS, row), kind), np.empty((ROWS, rgb_row), kind), np.empty(spare_size, kind)
+        while True:
+            block = taken(counter)
+            if block * BLOCK >= num:
+                break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
                 here = min(ROWS, num - first)
                 h1 = first // ROWS * size
@@ -138,49 +157,55 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
                     own = first + min(i, here - 1)
                     for k in range(3):
                         rgb[i, k] = outer[own, k] if i < here else np.float32(0.0)
-                convert(rgb, 0, d5, 0, ROWS, COLOURS, colour_row)
-                product(d5, 0, w5, 0, d4, 0, kept, z2, ROWS, hidden, colour_row, colour_row, hidden, row, MASK)
-                product(d4, 0, w4, 0, d3, 0, kept, z1, ROWS, hidden, row, row, hidden, row, MASK)
-                product(d3, 0, w3, 0, h, 0, h, 0, ROWS, geometry, row, row, seen, geometry, PLAIN)
+                convert(rgb, 0, d5, 0, ROWS, COLOURS, rgb_row)
+                product(d5, 0, weights, w5, d4, 0, kept, z2, ROWS, hidden, rgb_row, rgb_row, hidden, row, MASK)
+                product(d4, 0, weights, w4, d3, 0, kept, z1, ROWS, hidden, row, row, hidden, row, MASK)
+                product(d3, 0, weights, w3, h, 0, h, 0, ROWS, geometry, row, row, seen, geometry, PLAIN)
                 for i in range(ROWS):
                     h[i, 0] = steep[first + i] if i < here else np.float32(0.0)
                 convert(h, 0, d2, 0, ROWS, geometry, h_row)
-                product(d2, 0, w2, 0, d1, 0, kept, h1, ROWS, hidden, h_row, h_row, hidden, row, MASK)
-                product(d1, 0, w1, 0, dx, 0, dx, 0, ROWS, few, row, row, few, few, PLAIN)
+                product(d2, 0, weights, w2, d1, 0, kept, h1, ROWS, hidden, h_row, h_row, hidden, row, MASK)
+                product(d1, 0, weights, 0, dx, 0, dx, 0, ROWS, few, row, row, few, few, PLAIN)
                 for i in range(here):
                     for k in range(channels):
                         grad[first + i, k] = dx[i, k]
-                if learn:
-                    for i in range(ROWS):
-                        own = first + min(i, here - 1)
-                        for k in range(channels):
-                            wide[i, k] = features[own, k]
-                    convert(wide, 0, x, 0, ROWS, few, x_row)
-                    b = block * hidden
-                    outer_sum(d1, 0, x, 0, g1, block * hf, c1, b, spare, 0, ROWS, hidden, few, x_row)
-                    outer_sum(d2, 0, kept, h1, g2, block * gh, c2, block * geometry, spare, 0, ROWS, geometry, hidden, row)
-                    outer_sum(d3, 0, kept, h2, g3, block * hs, c3, b, spare, 0, ROWS, hidden, seen, seen_row)
-                    outer_sum(d4, 0, kept, z1, g4, block * hh, c4, b, spare, 0, ROWS, hidden, hidden, row)
-                    outer_sum(d5, 0, kept, z2, g5, block * cc, c5, block * COLOURS, spare, 0, ROWS, COLOURS, hidden, row)
+                if not learn:
+                    continue
+                for i in range(ROWS):
+                    own = first + min(i, here - 1)
+                    for k in range(channels):
+                        wide[i, k] = features[own, k]
+                convert(wide, 0, x, 0, ROWS, few, x_row)
+                at = block * total
+                outer_sum(d1, 0, x, 0, learned, at, learned, at + b1, spare, 0, ROWS, hidden, few, x_row)
+                outer_sum(d2, 0, kept, h1, learned, at + g2, learned, at + b2, spare, 0, ROWS, geometry, hidden, row)
+                outer_sum(d3, 0, kept, h2, learned, at + g3, learned, at + b3, spare, 0, ROWS, hidden, seen, seen_row)
+                outer_sum(d4, 0, kept, z1, learned, at + g4, learned, at + b4, spare, 0, ROWS, hidden, hidden, row)
+                outer_sum(d5, 0, kept, z2, learned, at + g5, learned, at + b5, spare, 0, ROWS, COLOURS, hidden, row)
 
     return backward
 
 
 @functools.cache
 def density_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], weight [in, out] and bias of the first layer, weight of h_0 [in, 4], its bias [4], h_0 [M])."""
-    few, hidden = widths.features, widths.hidden
-    part = 1 + widths.pairs
-    kind = np.int32 if widths.pairs else np.float32
-    x_row, row = few // part, hidden // part
+    """(features [M, F], weights [in, out], biases, exponent [M], counter [1]).
 
-    @njit(cache=True, parallel=True)
-    def density(features, w1, b1, w2, b2, exponent):  # type: ignore[no-untyped-def]
+    As `forward_kernel`, but of the first two layers, and the second one gives h_0 and three channels more.
+    """
+    few, hidden = widths.features, widths.hidden
+    kind = np.int32 if widths.pairs else np.float32
+    x_row, row = widths.elements(few), widths.elements(hidden)
+    w2 = x_row * hidden
+
+    @njit(cache=True, nogil=True)
+    def density(features, weights, biases, exponent, counter):  # type: ignore[no-untyped-def]
         num, channels = features.shape
-        for task in prange((num + BLOCK - 1) // BLOCK):
-            block = np.int64(task)
-            wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
-            h1, h2 = np.empty((ROWS, row), kind), np.empty((ROWS, 4), np.float32)
+        wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
+        h1, h2 = np.empty((ROWS, row), kind), np.empty((ROWS, 4), np.float32)
+        while True:
+            block = taken(counter)
+            if block * BLOCK >= num:
+                break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
                 here = min(ROWS, num - first)
                 for i in range(ROWS):
@@ -188,8 +213,8 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
                     for k in range(channels):
                         wide[i, k] = features[own, k]
                 convert(wide, 0, x, 0, ROWS, few, x_row)
-                product(x, 0, w1, 0, h1, 0, b1, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
-                product(h1, 0, w2, 0, h2, 0, b2, 0, ROWS, 4, row, row, 4, 4, BIAS)
+                product(x, 0, weights, 0, h1, 0, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
+                product(h1, 0, weights, w2, h2, 0, biases, hidden, ROWS, 4, row, row, 4, 4, BIAS)
                 for i in range(here):
                     exponent[first + i] = h2[i, 0]
 
