@@ -4,6 +4,7 @@ What a block of samples gives does not depend on who computes it, and sums over 
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,9 @@ from torch.nn import functional
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.kernels.cpu.layers import BASIS, BLOCK, ROWS, Widths, backward_kernel, density_kernel, forward_kernel
 from infnerf_tiles.kernels.cpu.products import has_pairs
+
+_ALLOCATION = 24 << 20
+"""Bytes."""
 
 _Constants = tuple[float, float, float, float]
 
@@ -41,20 +45,29 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "decode")
 
 
+def _spans(num: int, widths: Widths) -> list[slice]:
+    """Samples whose kept values go into one allocation: the C library holds on to small ones (see `process`)."""
+    step = max(1, _ALLOCATION // (4 * widths.kept * (BLOCK // ROWS))) * BLOCK
+    return [slice(first, min(first + step, num)) for first in range(0, num, step)]
+
+
 def _shaded(
     features: Tensor, ray: Tensor, basis: Tensor, layers: list[Tensor], widths: Widths, constants: _Constants, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Density, colour, exponent and, to `keep`, what the layers hand on; no gradient."""
     num = features.shape[0]
-    kind = torch.int32 if widths.pairs else torch.float32
-    kept = torch.empty((-(-num // (ROWS if keep else BLOCK)), widths.kept), dtype=kind)
     exponent, colour = torch.empty(num), torch.empty((num, 3))
     towards = basis.bfloat16().view(torch.int32) if widths.pairs else basis.contiguous()
-    _by_block(
-        forward_kernel(widths), num, features.numpy(), ray.contiguous().numpy(), towards.numpy(),
-        _factors([w.t() for w in layers[::2]], widths), torch.cat(layers[1::2]).numpy(),
-        keep, kept.numpy(), exponent.numpy(), colour.numpy(),
-    )  # fmt: skip
+    weights, biases = _factors([w.t() for w in layers[::2]], widths), torch.cat(layers[1::2])
+    kind = torch.int32 if widths.pairs else torch.float32
+    kept = []
+    for part in _spans(num, widths) if keep else [slice(0, num)]:
+        here = part.stop - part.start
+        kept.append(torch.empty((-(-here // ROWS) if keep else 0, widths.kept), dtype=kind))
+        _by_block(
+            forward_kernel(widths), here, features[part].numpy(), ray[part].contiguous().numpy(), towards.numpy(),
+            weights, biases.numpy(), kept[-1].numpy(), exponent[part].numpy(), colour[part].numpy(),
+        )  # fmt: skip
     return _density(exponent, features, constants), colour.sigmoid_(), exponent, kept
 
 
@@ -69,35 +82,35 @@ class _Decode(torch.autograd.Function):
         dtype: torch.dtype,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        features = features.contiguous()
+        features = features.detach().contiguous()
         widths, layers = _filled(list(parameters), dtype)
         sigma, colour, exponent, kept = _shaded(features, ray, basis, layers, widths, constants, True)
-        ctx.save_for_backward(features, exponent, sigma, colour, kept, *layers[::2])
+        ctx.save_for_backward(features, exponent, sigma, colour, *layers[::2], *kept)
         ctx.constants, ctx.widths, ctx.learn = constants, widths, any(ctx.needs_input_grad[5:])
         ctx.shapes = [p.shape for p in parameters]
         return sigma, colour
 
     @staticmethod
     def backward(ctx: Any, grad_sigma: Tensor, grad_colour: Tensor) -> tuple[Tensor | None, ...]:
-        features, exponent, sigma, colour, kept, *weights = ctx.saved_tensors
+        features, exponent, sigma, colour, w1, w2, w3, w4, w5, *kept = ctx.saved_tensors
         gain, _, highest, _ = ctx.constants
-        num, widths = features.shape[0], ctx.widths
-        steep = (grad_sigma * sigma).masked_fill_(exponent > highest, 0.0)
-        outer = (1.0 - colour).mul_(colour).mul_(grad_colour)
-        grad = torch.empty_like(features)
-        sizes = [int(np.prod(shape)) for shape in widths.shapes]
-        learned = torch.zeros((-(-num // BLOCK) if ctx.learn else 0, sum(sizes)))
-        _by_block(
-            backward_kernel(widths), num, features.numpy(), kept.numpy(), _factors(weights, widths), steep.numpy(),
-            outer.numpy(), grad.numpy(), ctx.learn, learned.numpy(),
-        )  # fmt: skip
-        grad[:, 0].add_(steep, alpha=gain)
+        widths, grad = ctx.widths, torch.empty_like(features)
+        weights = _factors([w1, w2, w3, w4, w5], widths)
+        given = (features, exponent, sigma, colour, grad_sigma.contiguous(), grad_colour.contiguous(), grad)
+        sizes = [math.prod(shape) for shape in widths.shapes]
+        total = np.zeros(sum(sizes), np.float32)
+        for part, values in zip(_spans(len(features), widths), kept, strict=True):
+            x, h, s, c, grad_s, grad_c, out = (value[part].numpy() for value in given)
+            learned = np.zeros((-(-len(x) // BLOCK) if ctx.learn else 0, len(total)), np.float32)
+            _by_block(
+                backward_kernel(widths), len(x), x, values.numpy(), weights, h, s, c, np.float32(gain),
+                np.float32(highest), grad_s, grad_c, out, learned,
+            )  # fmt: skip
+            for block in learned:
+                total += block
         if not ctx.learn:
             return grad, *([None] * 14)
-        total = torch.zeros(sum(sizes))
-        for part in learned:
-            total += part
-        found = [part.reshape(shape) for part, shape in zip(total.split(sizes), widths.shapes, strict=True)]
+        found = [part.reshape(shape) for part, shape in zip(torch.from_numpy(total).split(sizes), widths.shapes, strict=True)]
         return grad, None, None, None, None, *_unfilled(found, ctx.shapes)
 
 

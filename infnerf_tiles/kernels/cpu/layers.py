@@ -20,7 +20,7 @@ from infnerf_tiles.kernels.cpu.products import BIAS, MASK, PLAIN, RELU, convert,
 BASIS = 16
 ROWS = 96
 """Samples that pass through all layers together; a multiple of the rows that products compute side by side."""
-BLOCK = 21 * ROWS
+BLOCK = 10 * ROWS
 """Samples of a task, whose gradients of the parameters are summed up before they meet those of others."""
 COLOURS = 4
 """Channels of a colour and a spare one."""
@@ -58,6 +58,11 @@ class Widths:
         f, h, g, s = self.features, self.hidden, self.geometry, self.seen
         return (h, f), (h,), (g, h), (g,), (h, s), (h,), (h, h), (h,), (COLOURS, h), (COLOURS,)
 
+    @property
+    def kind(self) -> type[np.int32] | type[np.float32]:
+        """Type of the elements of factors."""
+        return np.int32 if self.pairs else np.float32
+
     def elements(self, values: int) -> int:
         """Elements of an array that as many values of a product's factor take."""
         return values // (1 + self.pairs)
@@ -65,13 +70,13 @@ class Widths:
 
 @functools.cache
 def forward_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], ray [M], basis [Q, 16], weights [in, out], biases, keep, kept, exponent, colour, counter [1]).
+    """(features [M, F], ray [M], basis [Q, 16], weights [in, out], biases, kept, exponent, colour, counter [1]).
 
     Weights and biases each follow one another in one array; weights and basis are factors. `kept` is [groups of ROWS
-    samples, elements], or [blocks, elements] unless `keep`. Exponent [M] is h_0, colour [M, 3] what the sigmoid takes.
+    samples, elements], or empty if nothing is. Exponent [M] is h_0, colour [M, 3] what the sigmoid takes.
     """
     few, hidden, geometry, seen = widths.features, widths.hidden, widths.geometry, widths.seen
-    kind = np.int32 if widths.pairs else np.float32
+    kind, size = widths.kind, widths.kept
     x_row, row, seen_row, at_basis, basis_row = map(widths.elements, (few, hidden, seen, geometry, BASIS))
     at_seen, at_z1, at_z2 = ROWS * row, ROWS * (row + seen_row), ROWS * (2 * row + seen_row)
     w2 = x_row * hidden
@@ -83,8 +88,10 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
     b4, b5 = b3 + hidden, b3 + 2 * hidden
 
     @njit(cache=True, nogil=True)
-    def forward(features, ray, basis, weights, biases, keep, kept, exponent, colour, counter):  # type: ignore[no-untyped-def]
-        num, channels, size = features.shape[0], features.shape[1], kept.shape[1]
+    def forward(features, ray, basis, weights, biases, kept, exponent, colour, counter):  # type: ignore[no-untyped-def]
+        num, channels = features.shape
+        keep = kept.shape[0] > 0
+        values = kept if keep else np.empty((1, size), kind)
         wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
         h, rgb = np.empty((ROWS, geometry), np.float32), np.empty((ROWS, COLOURS), np.float32)
         while True:
@@ -93,9 +100,9 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
                 break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
                 here = min(ROWS, num - first)
-                group = first // ROWS if keep else block
+                group = first // ROWS if keep else 0
                 h1, h2, z1, z2 = group * size, group * size + at_seen, group * size + at_z1, group * size + at_z2
-                towards = kept[group, at_seen:]
+                towards = values[group, at_seen:]
                 for i in range(ROWS):
                     own = first + min(i, here - 1)
                     for k in range(channels):
@@ -104,12 +111,12 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
                     for k in range(basis_row):
                         towards[i * seen_row + at_basis + k] = basis[own_ray, k]
                 convert(wide, 0, x, 0, ROWS, few, x_row)
-                product(x, 0, weights, 0, kept, h1, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
-                product(kept, h1, weights, w2, h, 0, biases, b2, ROWS, geometry, row, row, geometry, geometry, BIAS)
-                convert(h, 0, kept, h2, ROWS, geometry, seen_row)
-                product(kept, h2, weights, w3, kept, z1, biases, b3, ROWS, hidden, seen_row, seen_row, hidden, row, RELU)
-                product(kept, z1, weights, w4, kept, z2, biases, b4, ROWS, hidden, row, row, hidden, row, RELU)
-                product(kept, z2, weights, w5, rgb, 0, biases, b5, ROWS, COLOURS, row, row, COLOURS, COLOURS, BIAS)
+                product(x, 0, weights, 0, values, h1, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
+                product(values, h1, weights, w2, h, 0, biases, b2, ROWS, geometry, row, row, geometry, geometry, BIAS)
+                convert(h, 0, values, h2, ROWS, geometry, seen_row)
+                product(values, h2, weights, w3, values, z1, biases, b3, ROWS, hidden, seen_row, seen_row, hidden, row, RELU)
+                product(values, z1, weights, w4, values, z2, biases, b4, ROWS, hidden, row, row, hidden, row, RELU)
+                product(values, z2, weights, w5, rgb, 0, biases, b5, ROWS, COLOURS, row, row, COLOURS, COLOURS, BIAS)
                 for i in range(here):
                     exponent[first + i] = h[i, 0]
                     for k in range(3):
@@ -120,14 +127,14 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
 
 @functools.cache
 def backward_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], kept, weights [out, in], steep [M], outer [M, 3], grad [M, F], learn, learned, counter [1]).
+    """(features [M, F], kept, weights [out, in], exponent, sigma [M], colour [M, 3], ..., counter [1]).
 
-    Weights follow one another in one array of factors; steep and outer are the gradients of h_0 and of what the sigmoid
-    takes, grad becomes that of the features. Those of weights and biases are added, if they `learn`, to learned float32
-    [blocks, all of `shapes`].
+    Between them: gain, the highest exponent and the gradients of sigma, colour, features (set here) and parameters
+    (float32 [blocks, all of `shapes`], added to, or empty if they do not learn). Weights follow one another in one array
+    of factors. The exponent is what the density is the exponential of.
     """
     few, hidden, geometry, seen = widths.features, widths.hidden, widths.geometry, widths.seen
-    kind = np.int32 if widths.pairs else np.float32
+    kind, size = widths.kind, widths.kept
     x_row, row, seen_row, h_row, rgb_row = map(widths.elements, (few, hidden, seen, geometry, COLOURS))
     at_seen, at_z1, at_z2 = ROWS * row, ROWS * (row + seen_row), ROWS * (2 * row + seen_row)
     w2 = row * few
@@ -136,11 +143,15 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
     w5 = w4 + row * hidden
     ends = np.cumsum([np.prod(shape) for shape in widths.shapes]).tolist()
     b1, g2, b2, g3, b3, g4, b4, g5, b5, total = ends
-    spare_size = 1 + ROWS * (hidden + max(hidden, seen)) // 2
+    spare_size = ROWS * (hidden + max(hidden, seen)) // 2 + 1
 
     @njit(cache=True, nogil=True)
-    def backward(features, kept, weights, steep, outer, grad, learn, learned, counter):  # type: ignore[no-untyped-def]
-        num, channels, size = features.shape[0], features.shape[1], kept.shape[1]
+    def backward(  # type: ignore[no-untyped-def]
+        features, kept, weights, exponent, sigma, colour, gain, highest, grad_sigma, grad_colour, grad, learned, counter
+    ):
+        num, channels = features.shape
+        learn = learned.shape[0] > 0
+        steep = np.zeros(ROWS, np.float32)
         wide, x, dx = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind), np.empty((ROWS, few), np.float32)
         rgb, h = np.zeros((ROWS, COLOURS), np.float32), np.empty((ROWS, geometry), np.float32)
         d1, d2, d3 = np.empty((ROWS, row), kind), np.empty((ROWS, h_row), kind), np.empty((ROWS, row), kind)
@@ -153,20 +164,28 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
                 here = min(ROWS, num - first)
                 h1 = first // ROWS * size
                 h2, z1, z2 = h1 + at_seen, h1 + at_z1, h1 + at_z2
-                for i in range(ROWS):
-                    own = first + min(i, here - 1)
+                for i in range(here):
+                    own = first + i
+                    slope = grad_sigma[own] * sigma[own]
+                    steep[i] = np.float32(0.0) if exponent[own] > highest else slope
                     for k in range(3):
-                        rgb[i, k] = outer[own, k] if i < here else np.float32(0.0)
+                        c = colour[own, k]
+                        rgb[i, k] = (np.float32(1.0) - c) * c * grad_colour[own, k]
+                for i in range(here, ROWS):
+                    steep[i] = np.float32(0.0)
+                    for k in range(3):
+                        rgb[i, k] = np.float32(0.0)
                 convert(rgb, 0, d5, 0, ROWS, COLOURS, rgb_row)
                 product(d5, 0, weights, w5, d4, 0, kept, z2, ROWS, hidden, rgb_row, rgb_row, hidden, row, MASK)
                 product(d4, 0, weights, w4, d3, 0, kept, z1, ROWS, hidden, row, row, hidden, row, MASK)
                 product(d3, 0, weights, w3, h, 0, h, 0, ROWS, geometry, row, row, seen, geometry, PLAIN)
                 for i in range(ROWS):
-                    h[i, 0] = steep[first + i] if i < here else np.float32(0.0)
+                    h[i, 0] = steep[i]
                 convert(h, 0, d2, 0, ROWS, geometry, h_row)
                 product(d2, 0, weights, w2, d1, 0, kept, h1, ROWS, hidden, h_row, h_row, hidden, row, MASK)
                 product(d1, 0, weights, 0, dx, 0, dx, 0, ROWS, few, row, row, few, few, PLAIN)
                 for i in range(here):
+                    dx[i, 0] += gain * steep[i]
                     for k in range(channels):
                         grad[first + i, k] = dx[i, k]
                 if not learn:
@@ -193,7 +212,7 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
     As `forward_kernel`, but of the first two layers, and the second one gives h_0 and three channels more.
     """
     few, hidden = widths.features, widths.hidden
-    kind = np.int32 if widths.pairs else np.float32
+    kind = widths.kind
     x_row, row = widths.elements(few), widths.elements(hidden)
     w2 = x_row * hidden
 

@@ -10,9 +10,10 @@ closures: a kernel that closes over compiled functions is compiled anew by every
 import functools
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 BIAS, RELU, PLAIN, MASK, SUM = range(5)
@@ -36,21 +37,24 @@ class _BFloat(ir.Type):
 
 
 @functools.cache
+def _target() -> frozenset[str]:
+    """What the processor that numba compiles for can do; kernels in its cache belong to one such set."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
+
+
 def has_pairs() -> bool:
     """Whether this processor sums up products of pairs of bfloat16."""
-    features = binding.get_host_cpu_features()
-    return bool(features.get("avx512bf16") and features.get("avx512vl"))
+    return {"avx512bf16", "avx512vl"} <= _target()
 
 
-@functools.cache
 def _registers() -> tuple[int, int, int]:
     """(values in a vector, vectors side by side, sums kept at once) that this processor's registers hold."""
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    if "avx512f" in _target():
         return 16, 4, 24
-    if features.get("avx"):
+    if "avx" in _target():
         return 8, 2, 12
-    return (4, 4, 24) if features.get("neon") else (4, 2, 12)
+    return (4, 4, 24) if "neon" in _target() else (4, 2, 12)
 
 
 def _most(number: int, limit: int) -> int:
@@ -252,7 +256,7 @@ def outer_sum(typingctx, d, d_at, a, a_at, g, g_at, total, total_at, spare, spar
     """g[o, i] += sum over samples of d[s, o] * a[s, i], and total[o] += sum of d[s, o].
 
     Rows of d follow each other, those of a lie `a_row` elements apart; g and total are float32. `spare` is of the type
-    of d and a, 1 + samples * (out + into) / 2 elements if that is int32.
+    of d and a, samples * (out + into) / 2 + 1 elements.
     """
     known = _literals(samples, out, into, a_row)
     if known is None:
@@ -263,13 +267,13 @@ def outer_sum(typingctx, d, d_at, a, a_at, g, g_at, total, total_at, spare, spar
 
     def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
         slopes, values, sums, total, spare = _data(context, builder, signature, args, 5)
-        terms, along_values, ones = num, along, spare
+        terms, along_values = num, along
+        ones = spare.moved(num * (num_out + num_in) // 2)
         one = ir.Constant(_FLOAT, 1.0)
         if slopes.pairs:
             terms, along_values = num // 2, num_in
             one = ir.Constant(ir.IntType(32), 0x3F803F80)
-            left = spare.moved(1)
-            right = left.moved(num // 2 * num_out)
+            left, right = spare, spare.moved(num // 2 * num_out)
             _paired(builder, slopes, left, num, num_out, num_out // 2)
             _paired(builder, values, right, num, num_in, along)
             slopes, values = left, right
