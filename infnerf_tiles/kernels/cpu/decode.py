@@ -21,7 +21,8 @@ from infnerf_tiles.kernels.cpu.layers import BASIS, BLOCK, ROWS, Widths, backwar
 from infnerf_tiles.kernels.cpu.products import has_pairs
 
 _ALLOCATION = 24 << 20
-"""Bytes."""
+"""Bytes that are kept for the gradient in one piece: what is larger than 32 MB, the C library gives back to the system
+each time it is freed, and its pages cost as much as the layers do (see `hold_freed_memory`)."""
 
 _Constants = tuple[float, float, float, float]
 
@@ -46,18 +47,27 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def _spans(num: int, widths: Widths) -> list[slice]:
-    """Samples whose kept values go into one allocation: the C library holds on to small ones (see `process`)."""
+    """The samples in parts that keep `_ALLOCATION` bytes."""
     step = max(1, _ALLOCATION // (4 * widths.kept * (BLOCK // ROWS))) * BLOCK
     return [slice(first, min(first + step, num)) for first in range(0, num, step)]
 
 
 def _shaded(
-    features: Tensor, ray: Tensor, basis: Tensor, layers: list[Tensor], widths: Widths, constants: _Constants, keep: bool
+    features: Tensor,
+    ray: Tensor,
+    basis: Tensor,
+    layers: list[Tensor],
+    widths: Widths,
+    constants: _Constants,
+    *,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Density, colour, exponent and, to `keep`, what the layers hand on; no gradient."""
-    num = features.shape[0]
+    num, scale = features.shape[0], [np.float32(value) for value in constants[:2]]
     exponent, colour = torch.empty(num), torch.empty((num, 3))
-    towards = basis.bfloat16().view(torch.int32) if widths.pairs else basis.contiguous()
+    towards = basis.contiguous()
+    if widths.pairs:
+        towards = towards.bfloat16().view(torch.int32)
     weights, biases = _factors([w.t() for w in layers[::2]], widths), torch.cat(layers[1::2])
     kind = torch.int32 if widths.pairs else torch.float32
     kept = []
@@ -66,9 +76,9 @@ def _shaded(
         kept.append(torch.empty((-(-here // ROWS) if keep else 0, widths.kept), dtype=kind))
         _by_block(
             forward_kernel(widths), here, features[part].numpy(), ray[part].contiguous().numpy(), towards.numpy(),
-            weights, biases.numpy(), kept[-1].numpy(), exponent[part].numpy(), colour[part].numpy(),
+            weights, biases.numpy(), *scale, kept[-1].numpy(), exponent[part].numpy(), colour[part].numpy(),
         )  # fmt: skip
-    return _density(exponent, features, constants), colour.sigmoid_(), exponent, kept
+    return _density(exponent, constants), colour.sigmoid_(), exponent, kept
 
 
 class _Decode(torch.autograd.Function):
@@ -84,7 +94,7 @@ class _Decode(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         features = features.detach().contiguous()
         widths, layers = _filled(list(parameters), dtype)
-        sigma, colour, exponent, kept = _shaded(features, ray, basis, layers, widths, constants, True)
+        sigma, colour, exponent, kept = _shaded(features, ray, basis, layers, widths, constants, keep=True)
         ctx.save_for_backward(features, exponent, sigma, colour, *layers[::2], *kept)
         ctx.constants, ctx.widths, ctx.learn = constants, widths, any(ctx.needs_input_grad[5:])
         ctx.shapes = [p.shape for p in parameters]
@@ -97,8 +107,7 @@ class _Decode(torch.autograd.Function):
         widths, grad = ctx.widths, torch.empty_like(features)
         weights = _factors([w1, w2, w3, w4, w5], widths)
         given = (features, exponent, sigma, colour, grad_sigma.contiguous(), grad_colour.contiguous(), grad)
-        sizes = [math.prod(shape) for shape in widths.shapes]
-        total = np.zeros(sum(sizes), np.float32)
+        total = np.zeros(sum(math.prod(shape) for shape in widths.shapes), np.float32)
         for part, values in zip(_spans(len(features), widths), kept, strict=True):
             x, h, s, c, grad_s, grad_c, out = (value[part].numpy() for value in given)
             learned = np.zeros((-(-len(x) // BLOCK) if ctx.learn else 0, len(total)), np.float32)
@@ -110,8 +119,7 @@ class _Decode(torch.autograd.Function):
                 total += block
         if not ctx.learn:
             return grad, *([None] * 14)
-        found = [part.reshape(shape) for part, shape in zip(torch.from_numpy(total).split(sizes), widths.shapes, strict=True)]
-        return grad, None, None, None, None, *_unfilled(found, ctx.shapes)
+        return grad, None, None, None, None, *_unfilled(torch.from_numpy(total), widths, ctx.shapes)
 
 
 def _factors(weights: list[Tensor], widths: Widths) -> AnyArray:
@@ -138,20 +146,20 @@ def _filled(parameters: list[Tensor], dtype: torch.dtype) -> tuple[Widths, list[
     return widths, filled
 
 
-def _unfilled(gradients: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
+def _unfilled(gradients: Tensor, widths: Widths, shapes: list[torch.Size]) -> list[Tensor]:
     """Gradients without what `_filled` added."""
-    found = []
-    for k, (value, shape) in enumerate(zip(gradients, shapes, strict=True)):
+    found, first = [], 0
+    for k, (full, shape) in enumerate(zip(widths.shapes, shapes, strict=True)):
+        last = first + math.prod(full)
+        value, first = gradients[first:last].reshape(full), last
         if k == 4:
             value = torch.cat([value[:, 1 : 1 + shape[1] - BASIS], value[:, -BASIS:]], dim=1)
         found.append(value[tuple(slice(n) for n in shape)])
     return found
 
 
-def _density(exponent: Tensor, features: Tensor, constants: _Constants) -> Tensor:
-    """Density of h_0, which becomes the exponent in place."""
-    gain, bias, highest, gsd = constants
-    exponent.add_(features[:, 0], alpha=gain).sub_(bias)
+def _density(exponent: Tensor, constants: _Constants) -> Tensor:
+    _, _, highest, gsd = constants
     return exponent.clamp(max=highest).exp_().div_(gsd)
 
 
@@ -188,13 +196,13 @@ def decode(
     """
     constants = (gain, bias, max_exponent, gsd_ref)
     n = int(count)
-    used, rays = features[:n], ray[:n]
+    unused = features.shape[0] - n
+    used, rays = (features[:n], ray[:n]) if unused else (features, ray)
     if torch.is_grad_enabled() and any(value.requires_grad for value in (features, *parameters)):
         sigma, colour = _Decode.apply(used, rays, basis, constants, dtype, *parameters)  # type: ignore[no-untyped-call]
     else:
         widths, layers = _filled(parameters, dtype)
-        sigma, colour, _, _ = _shaded(used.detach().contiguous(), rays, basis, layers, widths, constants, False)
-    unused = features.shape[0] - n
+        sigma, colour, _, _ = _shaded(used.detach().contiguous(), rays, basis, layers, widths, constants, keep=False)
     if unused:
         sigma, colour = functional.pad(sigma, (0, unused)), functional.pad(colour, (0, 0, 0, unused))
     return sigma, colour
@@ -216,6 +224,6 @@ def decode_density(
     exponent = torch.empty(features.shape[0])
     _by_block(
         density_kernel(widths), features.shape[0], features.numpy(), _factors([w1.t(), w2[:4].t()], widths),
-        torch.cat([b1, b2[:4]]).numpy(), exponent.numpy(),
+        torch.cat([b1, b2[:4]]).numpy(), np.float32(gain), np.float32(bias), exponent.numpy(),
     )  # fmt: skip
-    return _density(exponent, features, (gain, bias, max_exponent, gsd_ref))
+    return _density(exponent, (gain, bias, max_exponent, gsd_ref))

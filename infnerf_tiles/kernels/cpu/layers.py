@@ -8,6 +8,8 @@ Such kernels compile in a third of the time that numba's own parallel loops take
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -70,10 +72,12 @@ class Widths:
 
 @functools.cache
 def forward_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], ray [M], basis [Q, 16], weights [in, out], biases, kept, exponent, colour, counter [1]).
+    """(features, ray, basis, weights, biases, gain, bias, kept, exponent, colour, counter).
 
-    Weights and biases each follow one another in one array; weights and basis are factors. `kept` is [groups of ROWS
-    samples, elements], or empty if nothing is. Exponent [M] is h_0, colour [M, 3] what the sigmoid takes.
+    Features float32 [M, F], ray int32 [M], basis [Q, 16] and weights [in, out] one after the other, both factors;
+    biases float32, one after the other; kept [groups of ROWS samples, `Widths.kept`], or no groups to keep nothing;
+    counter int64 [1], zero. Sets exponent float32 [M] = h_0 + gain f_0 - bias and colour float32 [M, 3], which is yet
+    to go through a sigmoid.
     """
     few, hidden, geometry, seen = widths.features, widths.hidden, widths.geometry, widths.seen
     kind, size = widths.kind, widths.kept
@@ -88,7 +92,7 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
     b4, b5 = b3 + hidden, b3 + 2 * hidden
 
     @njit(cache=True, nogil=True)
-    def forward(features, ray, basis, weights, biases, kept, exponent, colour, counter):  # type: ignore[no-untyped-def]
+    def forward(features, ray, basis, weights, biases, gain, bias, kept, exponent, colour, counter):  # type: ignore[no-untyped-def]
         num, channels = features.shape
         keep = kept.shape[0] > 0
         values = kept if keep else np.empty((1, size), kind)
@@ -114,11 +118,13 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
                 product(x, 0, weights, 0, values, h1, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
                 product(values, h1, weights, w2, h, 0, biases, b2, ROWS, geometry, row, row, geometry, geometry, BIAS)
                 convert(h, 0, values, h2, ROWS, geometry, seen_row)
-                product(values, h2, weights, w3, values, z1, biases, b3, ROWS, hidden, seen_row, seen_row, hidden, row, RELU)
+                product(
+                    values, h2, weights, w3, values, z1, biases, b3, ROWS, hidden, seen_row, seen_row, hidden, row, RELU
+                )
                 product(values, z1, weights, w4, values, z2, biases, b4, ROWS, hidden, row, row, hidden, row, RELU)
                 product(values, z2, weights, w5, rgb, 0, biases, b5, ROWS, COLOURS, row, row, COLOURS, COLOURS, BIAS)
                 for i in range(here):
-                    exponent[first + i] = h[i, 0]
+                    exponent[first + i] = h[i, 0] + gain * features[first + i, 0] - bias
                     for k in range(3):
                         colour[first + i, k] = rgb[i, k]
 
@@ -127,11 +133,11 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
 
 @functools.cache
 def backward_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], kept, weights [out, in], exponent, sigma [M], colour [M, 3], ..., counter [1]).
+    """(features, kept, weights, exponent, sigma, colour, gain, highest, their gradients, grad, learned, counter).
 
-    Between them: gain, the highest exponent and the gradients of sigma, colour, features (set here) and parameters
-    (float32 [blocks, all of `shapes`], added to, or empty if they do not learn). Weights follow one another in one array
-    of factors. The exponent is what the density is the exponential of.
+    What `forward_kernel` took and gave, but weights [out, in] and the colour of the sigmoid; highest is where the
+    exponent is clamped; gradients of sigma and of colour follow. Sets grad [M, F] of the features and adds those of the
+    parameters to learned float32 [blocks, weights and biases as in `Widths.shapes`], unless that has no blocks.
     """
     few, hidden, geometry, seen = widths.features, widths.hidden, widths.geometry, widths.seen
     kind, size = widths.kind, widths.kept
@@ -141,9 +147,8 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
     w3 = w2 + h_row * hidden
     w4 = w3 + row * seen
     w5 = w4 + row * hidden
-    ends = np.cumsum([np.prod(shape) for shape in widths.shapes]).tolist()
-    b1, g2, b2, g3, b3, g4, b4, g5, b5, total = ends
-    spare_size = ROWS * (hidden + max(hidden, seen)) // 2 + 1
+    b1, g2, b2, g3, b3, g4, b4, g5, b5, total = itertools.accumulate(math.prod(shape) for shape in widths.shapes)
+    spare_size = ROWS * (hidden + max(hidden, seen, few)) // 2 + 1
 
     @njit(cache=True, nogil=True)
     def backward(  # type: ignore[no-untyped-def]
@@ -152,10 +157,11 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
         num, channels = features.shape
         learn = learned.shape[0] > 0
         steep = np.zeros(ROWS, np.float32)
-        wide, x, dx = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind), np.empty((ROWS, few), np.float32)
+        wide, dx = np.zeros((ROWS, few), np.float32), np.empty((ROWS, few), np.float32)
         rgb, h = np.zeros((ROWS, COLOURS), np.float32), np.empty((ROWS, geometry), np.float32)
         d1, d2, d3 = np.empty((ROWS, row), kind), np.empty((ROWS, h_row), kind), np.empty((ROWS, row), kind)
-        d4, d5, spare = np.empty((ROWS, row), kind), np.empty((ROWS, rgb_row), kind), np.empty(spare_size, kind)
+        d4, d5, x = np.empty((ROWS, row), kind), np.empty((ROWS, rgb_row), kind), np.empty((ROWS, x_row), kind)
+        spare = np.empty(spare_size, kind)
         while True:
             block = taken(counter)
             if block * BLOCK >= num:
@@ -207,9 +213,9 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
 
 @functools.cache
 def density_kernel(widths: Widths) -> Callable[..., None]:
-    """(features [M, F], weights [in, out], biases, exponent [M], counter [1]).
+    """(features, weights, biases, gain, bias, exponent, counter).
 
-    As `forward_kernel`, but of the first two layers, and the second one gives h_0 and three channels more.
+    As `forward_kernel`, with weights and biases of the first two layers, the second one being h_0 and three spare rows.
     """
     few, hidden = widths.features, widths.hidden
     kind = widths.kind
@@ -217,7 +223,7 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
     w2 = x_row * hidden
 
     @njit(cache=True, nogil=True)
-    def density(features, weights, biases, exponent, counter):  # type: ignore[no-untyped-def]
+    def density(features, weights, biases, gain, bias, exponent, counter):  # type: ignore[no-untyped-def]
         num, channels = features.shape
         wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
         h1, h2 = np.empty((ROWS, row), kind), np.empty((ROWS, 4), np.float32)
@@ -235,6 +241,6 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
                 product(x, 0, weights, 0, h1, 0, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
                 product(h1, 0, weights, w2, h2, 0, biases, hidden, ROWS, 4, row, row, 4, 4, BIAS)
                 for i in range(here):
-                    exponent[first + i] = h2[i, 0]
+                    exponent[first + i] = h2[i, 0] + gain * features[first + i, 0] - bias
 
     return density

@@ -7,7 +7,9 @@ numba's cache of a kernel does not see changes here: touch the files that use th
 closures: a kernel that closes over compiled functions is compiled anew by every process.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -18,12 +20,13 @@ from numba.extending import intrinsic
 
 BIAS, RELU, PLAIN, MASK, SUM = range(5)
 """What a product starts from and ends with; see `product`."""
+_intrinsic: Any = intrinsic  # its own type says that a call takes the typing context too
 _INT = ir.IntType(64)
 _FLOAT = ir.FloatType()
 _SHORT = ir.IntType(16)
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not name."""
 
     def __str__(self) -> str:
@@ -116,7 +119,8 @@ def _fused(builder: Any, left: Any, right: Any, total: Any, pairs: bool) -> Any:
     lanes = total.type.count
     kind = ir.VectorType(_BFloat(), 2 * lanes)
     name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
-    dot = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type, kind, kind]), name)
+    signature = ir.FunctionType(total.type, [total.type, kind, kind])
+    dot = cgutils.get_or_insert_function(builder.module, signature, name)  # type: ignore[no-untyped-call]
     return builder.call(dot, [total, builder.bitcast(left, kind), builder.bitcast(right, kind)])
 
 
@@ -182,21 +186,15 @@ def _product(
         _tile(builder, here, (tall, vectors, lanes), kind, terms, strides)
 
 
-class _steps:  # noqa: N801
-    """A loop over 0, step, ... < stop; one step needs none."""
-
-    def __init__(self, builder: Any, stop: int, step: int):
-        self._loop = None
-        if step < stop:
-            limits = (ir.Constant(_INT, n) for n in (0, stop, step))
-            self._loop = cgutils.for_range_slice(builder, *limits, _INT)
-
-    def __enter__(self) -> Any:
-        return ir.Constant(_INT, 0) if self._loop is None else self._loop.__enter__()[0]
-
-    def __exit__(self, *error: Any) -> None:
-        if self._loop is not None:
-            self._loop.__exit__(*error)
+@contextlib.contextmanager
+def _steps(builder: Any, stop: int, step: int) -> Iterator[Any]:
+    """A loop over 0, step, ... < stop, unless one turn is all."""
+    if step >= stop:
+        yield ir.Constant(_INT, 0)
+        return
+    first, last, more = (ir.Constant(_INT, n) for n in (0, stop, step))
+    with cgutils.for_range_slice(builder, first, last, more, _INT) as (index, _):
+        yield index
 
 
 def _paired(builder: Any, source: _Rows, target: _Rows, rows: int, columns: int, row: int) -> None:
@@ -227,7 +225,7 @@ def _data(context: Any, builder: Any, signature: Any, args: Any, count: int) -> 
     return tuple(found)
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def product(typingctx, a, a_at, b, b_at, c, c_at, e, e_at, rows, columns, terms, a_row, b_term, c_row, kind):  # type: ignore[no-untyped-def]
     """c[r, j] = sum over k of a[r * a_row + k] * b[k * b_term + j], row by row of c.
 
@@ -251,7 +249,7 @@ def product(typingctx, a, a_at, b, b_at, c, c_at, e, e_at, rows, columns, terms,
     return signature, build
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def outer_sum(typingctx, d, d_at, a, a_at, g, g_at, total, total_at, spare, spare_at, samples, out, into, a_row):  # type: ignore[no-untyped-def]
     """g[o, i] += sum over samples of d[s, o] * a[s, i], and total[o] += sum of d[s, o].
 
@@ -286,7 +284,7 @@ def outer_sum(typingctx, d, d_at, a, a_at, g, g_at, total, total_at, spare, spar
     return signature, build
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def convert(typingctx, source, source_at, target, target_at, rows, columns, target_row):  # type: ignore[no-untyped-def]
     """Copy rows of float32 that follow each other to rows of either kind, `target_row` elements apart."""
     known = _literals(rows, columns, target_row)
@@ -308,9 +306,9 @@ def convert(typingctx, source, source_at, target, target_at, rows, columns, targ
     return signature, build
 
 
-@intrinsic
+@_intrinsic
 def taken(typingctx, counter):  # type: ignore[no-untyped-def]
-    """The first element of an int64 array, which is one more for who asks next, in whatever thread."""
+    """The first element of an int64 array, which is one higher for who asks next, in whatever thread."""
 
     def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
         place = context.make_array(signature.args[0])(context, builder, args[0]).data
