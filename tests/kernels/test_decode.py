@@ -116,7 +116,7 @@ def test_pairs_of_bfloat16_are_as_near_as_autocast_is(rng: np.random.Generator) 
     slopes = torch.autograd.grad((sigma @ towards[:, 0]) + (colour * towards[:, 1:]).sum(), [x, *parameters(decoder)])
     autocast = [value.detach() for value in (sigma, colour, *slopes)]
     for near, value, right in zip(autocast, found, exact, strict=True):
-        assert (value - right).norm() <= 1.5 * (near - right).norm() + 1e-3 * right.norm()
+        assert (value - right).norm() <= 2.0 * (near - right).norm() + 0.01 * right.norm()
         assert (value - right).norm() <= 0.15 * right.norm()
 
 
