@@ -115,9 +115,12 @@ def test_pairs_of_bfloat16_are_as_near_as_autocast_is(rng: np.random.Generator) 
         sigma, colour = decoder(x, basis[ray.long()])
     slopes = torch.autograd.grad((sigma @ towards[:, 0]) + (colour * towards[:, 1:]).sum(), [x, *parameters(decoder)])
     autocast = [value.detach() for value in (sigma, colour, *slopes)]
-    for near, value, right in zip(autocast, found, exact, strict=True):
-        assert (value - right).norm() <= 2.0 * (near - right).norm() + 0.01 * right.norm()
-        assert (value - right).norm() <= 0.15 * right.norm()
+    errors = torch.tensor([
+        [float((value - right).norm() / right.norm()) for value, right in zip(values, exact, strict=True)]
+        for values in (found, autocast)
+    ])  # fmt: skip
+    assert errors.max() < 0.15
+    assert errors[0].sum() < 1.5 * errors[1].sum()
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
