@@ -119,7 +119,7 @@ def test_pairs_of_bfloat16_are_as_near_as_autocast_is(rng: np.random.Generator) 
         [float((value - right).norm() / right.norm()) for value, right in zip(values, exact, strict=True)]
         for values in (found, autocast)
     ])  # fmt: skip
-    assert errors.max() < 0.15
+    assert errors.max() < 0.25
     assert errors[0].sum() < 1.5 * errors[1].sum()
 
 
