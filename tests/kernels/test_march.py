@@ -64,6 +64,7 @@ def lattice_steps(samples: Samples, rays: Rays, settings: MarchSettings = SETTIN
         (16, 6, (0, 2, 4), 0.3, -1.0),
         (32, 5, (0, 3), 0.03, 0.5),
         (64, 3, (0, 1, 2, 3), 0.02, -2.5),
+        (128, 2, (0, 1), 0.003, -3.0),
     ],
 )
 @pytest.mark.parametrize("adapt", [False, True])
@@ -75,6 +76,16 @@ def test_skipping_loses_no_sample(
     arena = random_arena(rng, random_octree(rng, depth), bands, shape=shape, fill=fill)
     samples = both(random_rays(rng, 103, edge=EDGE), arena, settings, adapt=adapt)
     assert samples.count == samples.ray_start[-1]
+
+
+@pytest.mark.parametrize("cells", [16, 32, 64])
+def test_single_cells_are_not_passed_over(rng: np.random.Generator, cells: int) -> None:
+    shape = FieldShape(cells=cells, table_size=64, features=2)
+    arena = random_arena(rng, random_octree(rng, 2, children=5.0), shape=shape)
+    alone = rng.random((arena.level.shape[0], shape.occupancy_cells**3)) < 16 / shape.occupancy_cells**3 + 0.005
+    bits = torch.from_numpy(np.packbits(alone, axis=1, bitorder="little"))
+    arena = replace(arena, occupancy=bits, any_occupied=torch.ones_like(arena.any_occupied))
+    assert both(random_rays(rng, 150, edge=EDGE, footprint=0.02), arena).count
 
 
 def test_no_rays(rng: np.random.Generator) -> None:
@@ -254,6 +265,21 @@ def test_thinning_keeps_the_length(rng: np.random.Generator, keep: int) -> None:
         assert len(stay) == after[q]
         assert (stay.diff() >= each[q]).all()
         assert (stay.diff() <= each[q] + 1 + (rest[q] > 0)).all()
+
+
+def test_a_few_rays_with_very_many_samples(rng: np.random.Generator) -> None:
+    arena = random_arena(rng, random_octree(rng, 2), shape=SHAPE, fill=0.7, empty_nodes=0.0)
+    rays = random_rays(rng, 70, edge=EDGE, footprint=0.02)
+    fine = torch.arange(70) % 5 == 0
+    rays = replace(rays, footprint=torch.where(fine, rays.footprint / 16, rays.footprint))
+    whole = both(rays, arena)
+    many = whole.ray_start.diff() > 300
+    assert many.any()
+    assert (whole.ray_start.diff() < 100).sum() > 20
+    both(rays, arena, keep=300, adapt=True)
+    piece = both(rays, arena, limit=290)
+    assert (piece.ray_start.diff()[many] == 290).all()
+    both(rays, arena, start=piece.next_step)
 
 
 def lengths(samples: Samples, num_rays: int) -> Tensor:

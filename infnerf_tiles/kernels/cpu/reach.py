@@ -8,7 +8,7 @@ from numba import njit, prange
 
 from infnerf_tiles.arrays import Bool, Float64, Int32, Int64, check_shape
 from infnerf_tiles.kernels.arena import MarchSettings, Rays
-from infnerf_tiles.kernels.cpu.march import _exit_distance, _step_range
+from infnerf_tiles.kernels.cpu.lattice import FIXED_BITS, fixed, place_at, ray_of, steps_inside, until, ways_of
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 END = np.iinfo(np.int64).max
@@ -34,44 +34,35 @@ def _reach(
     lacking: Int32,
     met: Bool,
 ) -> None:
-    below_one = 1.0 - 1e-12
     for q in prange(origins.shape[0]):
         ends[q] = END
         lacking[q] = -1
         if start[q] < 0:
             continue
-        c = step * footprint[q]
-        log_q = math.log1p(c)
-        log2_q = log_q * 1.4426950408889634
-        mid_near = near * (1.0 + 0.5 * c)
-        lambda_near = math.log2(gsd_root / (mid_near * footprint[q])) + lod_bias
-        ox, oy, oz = origins[q, 0], origins[q, 1], origins[q, 2]
-        dx, dy, dz = directions[q, 0], directions[q, 1], directions[q, 2]
-        first, last = _step_range(ox, oy, oz, dx, dy, dz, mid_near, offset[q], log_q)
-        i = max(first, start[q])
-        while i < last:
+        ray = ray_of(
+            (origins[q, 0], origins[q, 1], origins[q, 2]), (directions[q, 0], directions[q, 1], directions[q, 2]),
+            footprint[q], offset[q], near, step, gsd_root, lod_bias,
+        )  # fmt: skip
+        ways = ways_of(ray)
+        i = max(ray.first, start[q])
+        while i < ray.last:
             # as the march finds a step's place and node, to the last bit
-            s = i + offset[q]
-            t = mid_near * math.exp(s * log_q)
-            x = min(max(ox + t * dx, 0.0), below_one)
-            y = min(max(oy + t * dy, 0.0), below_one)
-            z = min(max(oz + t * dz, 0.0), below_one)
-            wanted = lambda_near - s * log2_q
-            row = 0
-            lev = 0
-            scale = 1.0
+            s = i + ray.offset
+            t = ray.mid_near * math.exp(s * ray.log_q)
+            x, y, z = place_at(ray, t)
+            fx, fy, fz = fixed(x), fixed(y), fixed(z)
+            wanted = ray.lambda_near - s * ray.log2_q
+            row, level, region = 0, 0, FIXED_BITS
             whole = held[0]
-            while lev < wanted:
-                half = scale * 2.0
-                child = (int(x * half) & 1) + 2 * (int(y * half) & 1) + 4 * (int(z * half) & 1)
-                below = children[row, child]
+            while level < wanted:
+                bit = FIXED_BITS - 1 - level
+                below = children[row, ((fx >> bit) & 1) + 2 * ((fy >> bit) & 1) + 4 * ((fz >> bit) & 1)]
+                region = bit
                 if below < 0 or dead[below]:
                     # the child's cube is where this node draws
-                    scale = half
                     break
                 row = below
-                lev += 1
-                scale = half
+                level += 1
                 whole = whole and held[row]
             if not whole and lacking[q] < 0:
                 ends[q] = i
@@ -79,20 +70,7 @@ def _reach(
                 if not beyond:
                     break
             met[row] = True
-            size = 1.0 / scale
-            leave = min(
-                _exit_distance(ox, dx, math.floor(x * scale), size),
-                min(
-                    _exit_distance(oy, dy, math.floor(y * scale), size),
-                    _exit_distance(oz, dz, math.floor(z * scale), size),
-                ),
-            )
-            jump = i + 1
-            if leave > t:
-                jump = max(jump, int(min(math.log(leave / mid_near) / log_q - offset[q], float(last))))
-            if lev > 0:
-                jump = min(jump, max(i + 1, i + int((wanted - (lev - 1)) / log2_q)))
-            i = jump
+            i = min(i + 1 + steps_inside(ways, t, fx, fy, fz, region), until(ray, i, level))
 
 
 def reach(
