@@ -6,8 +6,8 @@ three low bits of a row say whether the vertex is odd in x, y and z. A trilinear
 the eight parities: rows split by parity belong to one task of the backward pass each, which needs neither atomics nor
 sorting, and however they are split, a row sums its samples up in their order.
 
-Rows and weights of many samples are computed side by side, one grid after another, then a sample's features as one
-vector. Positions are scaled by powers of two, so that everything up to the sums is exact but for the weights' products.
+Samples go through one grid after another, many at a time: rows and weights side by side, then a sample's features as
+one vector. Positions are scaled by powers of two, so that everything up to the weights' products is exact.
 """
 
 import functools
@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, Gradients, table_is_dense
-from infnerf_tiles.kernels.cpu.rows import gather_rows, scatter_rows
-from infnerf_tiles.kernels.cpu.threads import parallel_region
+from infnerf_tiles.kernels.cpu.rows import CHUNK, LANES, cells_of, gather_rows, scatter_rows
+from infnerf_tiles.kernels.cpu.threads import parallel_region, take
 
 __all__ = ["Gradients", "encode", "encode_into", "table_is_dense"]
 
-_CHUNK = 128
-"""Samples whose rows and weights are computed side by side; what they take stays in the first-level cache."""
 _PART = 2048
 """Fewest samples that a forward task takes through one grid after another; more where there are many, since a task
 reads each table anew."""
@@ -35,157 +33,116 @@ _LINE = 16
 
 
 @njit(cache=True)
-def _axis_of(scaled, highest, cells, factor, shift, dense, code, share):  # type: ignore[no-untyped-def]
-    """Codes int32 [2, _CHUNK] and shares float32 [2, _CHUNK] of the cells' lower and upper vertex along one axis.
+def _lanes_of(lines):  # type: ignore[no-untyped-def]
+    """int32 [lines * CHUNK], its first value at the start of a cache line: a vector never reaches into a second one."""
+    memory = np.empty(lines * CHUNK + _LINE, np.int32)
+    skip = (-memory.ctypes.data // 4) % _LINE
+    return memory[skip : skip + lines * CHUNK]
 
-    A row is the sum of its axes' codes in a dense grid, otherwise the low bits of their exclusive or.
+
+@njit(cache=True)
+def _starts_of(level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, slots):  # type: ignore[no-untyped-def]
+    """Where the grids of a slot's chain start: (number of dense grids, rows int64 [grids, slots], dense ones first).
+
+    -1 where the chain has no such grid. Node grids are counted from the treelet's root on.
     """
-    low, high = code[0], code[1]
-    if dense:
-        for j in range(_CHUNK):
-            vertex = min(np.int32(scaled[j]), highest) & (cells - np.int32(1))
-            low[j] = vertex * factor
-            high[j] = vertex * factor + factor
-    else:
-        for j in range(_CHUNK):
-            vertex = np.int32(scaled[j]) & (cells - np.int32(1))
-            low[j] = (((vertex >> 1) * factor) << 3) | ((vertex & 1) << shift)
-        for j in range(_CHUNK):
-            vertex = (np.int32(scaled[j]) & (cells - np.int32(1))) + 1
-            high[j] = (((vertex >> 1) * factor) << 3) | ((vertex & 1) << shift)
-    for j in range(_CHUNK):
-        fraction = scaled[j] - np.float32(min(np.int32(scaled[j]), highest))
-        share[0, j] = np.float32(1.0) - fraction
-        share[1, j] = fraction
+    nested, levels = 0, 0
+    for s in range(slots):
+        if treelet[s] >= 0:
+            nested = max(nested, dense_grids[treelet[s]])
+            levels = max(levels, level[s] - top_level[treelet[s]] + 1)
+    starts = np.full((nested + levels, slots), -1, np.int64)
+    for s in range(slots):
+        tree = treelet[s]
+        if tree < 0:
+            continue
+        behind, n = dense_offset[tree], base_cells
+        for grid in range(dense_grids[tree]):
+            starts[grid, s] = behind
+            behind += ((n + 1) ** 3 + 7) // 8 * 8
+            n >>= 1
+        node = s
+        # a slot no longer in use may hold any links
+        for grid in range(nested + level[s] - top_level[tree], nested - 1, -1):
+            if node >= 0:
+                starts[grid, s] = np.int64(node) * table_size
+                node = parent[node]
+    return nested, starts
 
 
 @njit(cache=True)
-def _axes_of(scaled, highest, cells, edge, dense, code, share):  # type: ignore[no-untyped-def]
-    """`_axis_of` along x, y and z; the hash is of 2x2x2 blocks, with the primes of Teschner et al. 2003."""
-    one, y, z = np.int32(1), np.int32(-1640531535), np.int32(805459861)
-    if dense:
-        y, z = np.int32(edge), np.int32(edge * edge)
-    _axis_of(scaled[0], highest, cells, one, np.int32(0), dense, code[0], share[0])
-    _axis_of(scaled[1], highest, cells, y, np.int32(1), dense, code[1], share[1])
-    _axis_of(scaled[2], highest, cells, z, np.int32(2), dense, code[2], share[2])
+def _rest_of(position):  # type: ignore[no-untyped-def]
+    """The last samples, fewer than LANES, in a buffer for as many."""
+    rest, whole = np.zeros(3 * LANES, np.float32), position.shape[0] // LANES * LANES
+    rest[: 3 * (position.shape[0] - whole)] = position[whole:].ravel()
+    return rest
 
 
 @njit(cache=True)
-def _plane_of(scaled, highest, parity, code, share):  # type: ignore[no-untyped-def]
-    """Put the cell's vertex with this parity along z into the place of the lower one."""
-    low, high, share_low, share_high = code[0], code[1], share[0], share[1]
-    for j in range(_CHUNK):
-        upper = (min(np.int32(scaled[j]), highest) ^ parity) & np.int32(1)
-        low[j] ^= (low[j] ^ high[j]) & -upper
-        # products with 0 and 1 are exact, and no branch
-        u = np.float32(upper)
-        share_low[j] = u * share_high[j] + (np.float32(1.0) - u) * share_low[j]
-
-
-@njit(cache=True)
-def _corners_of(code, share, z, wz, mask, dense, rows, weights):  # type: ignore[no-untyped-def]
-    """Rows int32 and weights float32 [4 per plane, _CHUNK] of the vertices in planes [planes, _CHUNK] along z."""
-    for corner in range(rows.shape[0]):
-        row, weight = rows[corner], weights[corner]
-        cx, cy, cz = code[0, corner & 1], code[1, (corner >> 1) & 1], z[corner >> 2]
-        fx, fy, fz = share[0, corner & 1], share[1, (corner >> 1) & 1], wz[corner >> 2]
-        if dense:
-            for j in range(_CHUNK):
-                row[j] = cx[j] + cy[j] + cz[j]
-        else:
-            for j in range(_CHUNK):
-                row[j] = (cx[j] ^ cy[j] ^ cz[j]) & mask
-        for j in range(_CHUNK):
-            weight[j] = fx[j] * fy[j] * fz[j]
+def _shape_of(grid, nested, base_cells, cells, table_size):  # type: ignore[no-untyped-def]
+    """(scale of positions, highest cell, mask of a cell within its node, vertices along an edge, mask of rows)."""
+    if grid < nested:
+        n = base_cells >> grid
+        return np.float32(n), np.int32(n - 1), np.int32(n - 1), np.int32(n + 1), np.int32(-1)
+    scale = np.float32(cells << (grid - nested))
+    return scale, np.int32(2147483647), np.int32(cells - 1), np.int32(cells + 1), np.int32(table_size - 1)
 
 
 @functools.cache
 def _forward_kernel(features: int) -> Callable[..., None]:
     """The forward kernel for a fixed number of features."""
-    gather = gather_rows(features, 8, _CHUNK)
+    dense_cells, hashed_cells = cells_of(features, 2, True), cells_of(features, 2, False)
+    dense_gather, hashed_gather = gather_rows(features, True), gather_rows(features, False)
 
     @njit(cache=True)
-    def part_of(  # type: ignore[no-untyped-def]
-        begin, end, position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, out,
+    def grid_of(  # type: ignore[no-untyped-def]
+        begin, end, position, rest, slot, beta, table, starts, own, shape, summed, places, weights, out
     ):  # fmt: skip
-        table_size = tables.shape[1]
-        flat = tables.reshape(-1, tables.shape[2])
-        scaled, share = np.zeros((3, _CHUNK), np.float32), np.empty((3, 2, _CHUNK), np.float32)
-        code, weight = np.empty((3, 2, _CHUNK), np.int32), np.zeros(_CHUNK, np.float32)
-        rows, weights = np.empty((8, _CHUNK), np.int32), np.empty((8, _CHUNK), np.float32)
-        number, first = np.empty(_CHUNK, np.int64), np.empty(_CHUNK, np.int64)
-        chain = np.empty(end - begin, np.int32)
-        grids = 0
-        for m in range(begin, end):
-            chain[m - begin] = slot[m]
-            grids = max(grids, dense_grids[treelet[slot[m]]])
-            for f in range(features):
-                out[m, f] = np.float32(0.0)
-        n, behind, nested = base_cells, 0, 0
-        more, own = True, True
-        while more:
-            in_dense = nested < grids
-            more = in_dense
-            m = begin
-            while m < end:
-                count = 0
-                while m < end and count < _CHUNK:
-                    s = chain[m - begin]
-                    if s >= 0:
-                        tree = treelet[s]
-                        if in_dense:
-                            scale = np.float32(n)
-                            first[count] = dense_offset[tree] + behind
-                            weight[count] = np.float32(1.0)
-                            used = nested < dense_grids[tree]
-                        else:
-                            scale = np.float32(cells << (level[s] - top_level[tree]))
-                            first[count] = np.int64(s) * table_size
-                            weight[count] = beta[m] if own else np.float32(1.0)
-                            used = True
-                            above = parent[s]
-                            chain[m - begin] = above
-                            more |= above >= 0
-                        if used:
-                            number[count] = m
-                            scaled[0, count] = position[m, 0] * scale
-                            scaled[1, count] = position[m, 1] * scale
-                            scaled[2, count] = position[m, 2] * scale
-                            count += 1
-                    m += 1
-                highest = np.int32(n - 1) if in_dense else np.int32(2147483647)
-                summed = in_dense or hashed_dense
-                wide = np.int32(n if in_dense else cells)
-                _axes_of(scaled, highest, wide, wide + 1, summed, code, share)
-                for j in range(_CHUNK):
-                    share[2, 0, j] *= weight[j]
-                    share[2, 1, j] *= weight[j]
-                _corners_of(code, share, code[2], share[2], np.int32(table_size - 1), summed, rows, weights)
-                if in_dense:
-                    for j in range(count):
-                        gather(out, number[j], dense, first[j], rows, weights, j)
+        even, edge = np.int32(0), np.int64(shape[3])
+        for chunk in range(begin, end, CHUNK):
+            stop = min(chunk + CHUNK, end)
+            for m in range(chunk, stop, LANES):
+                if summed:
+                    dense_cells(position, rest, m, shape, even, places, weights, m - chunk)
                 else:
-                    for j in range(count):
-                        gather(out, number[j], flat, first[j], rows, weights, j)
-            if in_dense:
-                nested += 1
-                behind += ((n + 1) ** 3 + 7) // 8 * 8
-                n >>= 1
-            else:
-                own = False
+                    hashed_cells(position, rest, m, shape, even, places, weights, m - chunk)
+            for m in range(chunk, stop):
+                first = starts[slot[m]]
+                if first < 0:
+                    continue
+                weight = beta[m] if first == slot[m] * own else np.float32(1.0)
+                if summed:
+                    dense_gather(out, m, weight, table, first, places, weights, m - chunk, edge)
+                else:
+                    hashed_gather(out, m, weight, table, first, places, weights, m - chunk, edge)
 
     @njit(cache=True, parallel=True)
     def forward(  # type: ignore[no-untyped-def]
         position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, part, out,
+        cells, base_cells, hashed_dense, part, threads, out,
     ):  # fmt: skip
-        num = position.shape[0]
-        for k in prange((num + part - 1) // part):
-            part_of(
-                k * part, min((k + 1) * part, num), position, slot, beta, tables, level, parent, treelet, top_level,
-                dense, dense_offset, dense_grids, cells, base_cells, hashed_dense, out,
-            )  # fmt: skip
+        num, table_size = slot.shape[0], tables.shape[1]
+        flat, rest = tables.reshape(-1, tables.shape[2]), _rest_of(position)
+        nested, starts = _starts_of(
+            level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, level.shape[0]
+        )
+        counter = np.zeros(1, np.int64)
+        for _ in prange(threads):
+            places, weights = _lanes_of(8), _lanes_of(5).view(np.float32)
+            begin = take(counter) * part
+            while begin < num:
+                end = min(begin + part, num)
+                for m in range(begin, end):
+                    for f in range(features):
+                        out[m, f] = np.float32(0.0)
+                for grid in range(starts.shape[0]):
+                    in_dense = grid < nested
+                    shape = _shape_of(grid, nested, base_cells, cells, table_size)
+                    if in_dense:
+                        grid_of(begin, end, position, rest, slot, beta, dense, starts[grid], -1, shape, True, places, weights, out)
+                    else:
+                        grid_of(begin, end, position, rest, slot, beta, flat, starts[grid], table_size, shape, hashed_dense, places, weights, out)
+                begin = take(counter) * part
 
     return forward
 
@@ -201,71 +158,56 @@ def _planes(features: int) -> int:
 @functools.cache
 def _backward_kernel(features: int) -> Callable[..., None]:
     planes = _planes(features)
-    scatter = scatter_rows(features, 4 * planes, _CHUNK)
+    dense_cells, hashed_cells = cells_of(features, planes, True), cells_of(features, planes, False)
+    dense_scatter, hashed_scatter = scatter_rows(features, planes, True), scatter_rows(features, planes, False)
 
     @njit(cache=True)
     def task_of(  # type: ignore[no-untyped-def]
-        grid, parity, position, slot, beta, gradient, level, parent, treelet, top_level,
-        dense_offset, dense_grids, cells, base_cells, hashed_dense, num_levels, slots, table_size, grad_table, marks,
+        parity, position, rest, slot, beta, gradient, table, marks, starts, own, shape, summed, places, weights
     ):  # fmt: skip
-        num = position.shape[0]
-        scaled, share = np.zeros((3, _CHUNK), np.float32), np.empty((3, 2, _CHUNK), np.float32)
-        code, weight = np.empty((3, 2, _CHUNK), np.int32), np.zeros(_CHUNK, np.float32)
-        rows, weights = np.empty((4 * planes, _CHUNK), np.int32), np.empty((4 * planes, _CHUNK), np.float32)
-        number, first = np.empty(_CHUNK, np.int64), np.empty(_CHUNK, np.int64)
-        in_dense, nested = grid >= num_levels, grid - num_levels
-        n, behind = cells, 0
-        if in_dense:
-            n = base_cells
-            for _ in range(nested):
-                behind += ((n + 1) ** 3 + 7) // 8 * 8
-                n >>= 1
-        highest = np.int32(n - 1) if in_dense else np.int32(2147483647)
-        summed = in_dense or hashed_dense
-        scale = np.float32(n) if in_dense else np.float32(n << grid)
-        m = 0
-        while m < num:
-            count = 0
-            while m < num and count < _CHUNK:
+        end, slots, edge = slot.shape[0], starts.shape[0], np.int64(shape[3])
+        for chunk in range(0, end, CHUNK):
+            stop = min(chunk + CHUNK, end)
+            for m in range(chunk, stop, LANES):
+                if summed:
+                    dense_cells(position, rest, m, shape, parity, places, weights, m - chunk)
+                else:
+                    hashed_cells(position, rest, m, shape, parity, places, weights, m - chunk)
+            for m in range(chunk, stop):
                 s = slot[m]
-                tree = treelet[s]
-                depth = 0 if in_dense else level[s] - top_level[tree] - grid
-                if s < slots and depth >= 0 and (not in_dense or nested < dense_grids[tree]):
-                    weight[count] = np.float32(1.0) if in_dense or depth > 0 else beta[m]
-                    for _ in range(depth):
-                        s = parent[s]
-                    first[count] = dense_offset[tree] + behind if in_dense else np.int64(s) * table_size
-                    number[count] = m
-                    scaled[0, count] = position[m, 0] * scale
-                    scaled[1, count] = position[m, 1] * scale
-                    scaled[2, count] = position[m, 2] * scale
-                    count += 1
-                m += 1
-            _axes_of(scaled, highest, np.int32(n), np.int32(n + 1), summed, code, share)
-            for j in range(_CHUNK):
-                share[2, 0, j] *= weight[j]
-                share[2, 1, j] *= weight[j]
-            if planes == 1:
-                _plane_of(scaled[2], highest, np.int32(parity), code[2], share[2])
-            _corners_of(code, share, code[2], share[2], np.int32(table_size - 1), summed, rows, weights)
-            for j in range(count):
-                scatter(gradient, number[j], marks, grad_table, first[j], rows, weights, j)
+                first = starts[s] if s < slots else -1
+                if first < 0:
+                    continue
+                weight = beta[m] if first == s * own else np.float32(1.0)
+                if summed:
+                    dense_scatter(gradient, m, weight, marks, table, first, places, weights, m - chunk, edge)
+                else:
+                    hashed_scatter(gradient, m, weight, marks, table, first, places, weights, m - chunk, edge)
 
     @njit(cache=True, parallel=True)
     def backward(  # type: ignore[no-untyped-def]
         position, slot, beta, gradient, level, parent, treelet, top_level, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, num_levels, num_dense, grad_tables, grad_dense, mark_tables, mark_dense,
+        cells, base_cells, hashed_dense, grad_tables, grad_dense, mark_tables, mark_dense, threads,
     ):  # fmt: skip
         slots, table_size = grad_tables.shape[0], grad_tables.shape[1]
         flat, marks = grad_tables.reshape(-1, grad_tables.shape[2]), mark_tables.reshape(-1)
-        grids = num_levels + num_dense
-        for task in prange(grids * (3 - planes)):
-            parity, grid = task // grids, task % grids
-            task_of(
-                grid, parity, position, slot, beta, gradient, level, parent, treelet, top_level,
-                dense_offset, dense_grids, cells, base_cells, hashed_dense, num_levels, slots, table_size,
-                flat if grid < num_levels else grad_dense, marks if grid < num_levels else mark_dense,
-            )  # fmt: skip
+        rest = _rest_of(position)
+        nested, starts = _starts_of(
+            level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, slots
+        )
+        grids = starts.shape[0]
+        counter = np.zeros(1, np.int64)
+        for _ in prange(threads):
+            places, weights = _lanes_of(8), _lanes_of(5).view(np.float32)
+            task = take(counter)
+            while task < grids * (3 - planes):
+                grid, parity = task % grids, np.int32(task // grids)
+                shape = _shape_of(grid, nested, base_cells, cells, table_size)
+                if grid < nested:
+                    task_of(parity, position, rest, slot, beta, gradient, grad_dense, mark_dense, starts[grid], -1, shape, True, places, weights)
+                else:
+                    task_of(parity, position, rest, slot, beta, gradient, flat, marks, starts[grid], table_size, shape, hashed_dense, places, weights)
+                task = take(counter)
 
     return backward
 
@@ -284,7 +226,7 @@ def encode_into(
             arena.tables.detach().numpy(), arena.level.numpy(), arena.parent.numpy(), arena.treelet.numpy(),
             arena.top_level.numpy(), arena.dense.detach().numpy(), arena.dense_offset.numpy(),
             arena.dense_grids.numpy(), arena.cells, arena.base_cells,
-            table_is_dense(arena.cells, arena.table_size), max(_PART, position.shape[0] // 8), out.numpy(),
+            table_is_dense(arena.cells, arena.table_size), max(_PART, position.shape[0] // 8 // LANES * LANES), get_num_threads(), out.numpy(),
         )  # fmt: skip
 
 
@@ -319,9 +261,8 @@ class _Encode(torch.autograd.Function):
                 grad.contiguous().numpy(), arena.level.numpy(),
                 arena.parent.numpy(), arena.treelet.numpy(), arena.top_level.numpy(), arena.dense_offset.numpy(),
                 arena.dense_grids.numpy(), arena.cells, arena.base_cells,
-                table_is_dense(arena.cells, arena.table_size), gradients.num_levels, gradients.num_dense,
-                gradients.tables.numpy(), gradients.dense.numpy(),
-                gradients.mark_tables.numpy(), gradients.mark_dense.numpy(),
+                table_is_dense(arena.cells, arena.table_size), gradients.tables.numpy(), gradients.dense.numpy(),
+                gradients.mark_tables.numpy(), gradients.mark_dense.numpy(), get_num_threads(),
             )  # fmt: skip
         return torch.zeros(()), None, None, None, None, None, None
 

@@ -5,9 +5,13 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numba
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 _LOCK = threading.RLock()
 _layer_is_safe: bool | None = None
@@ -63,3 +67,17 @@ def parallel_region() -> Iterator[None]:
                         RuntimeWarning,
                         stacklevel=3,
                     )
+
+
+@intrinsic
+def take(typingctx: Any, counter: Any) -> Any:
+    """counter[0]++ by one thread at a time, for numba kernels whose threads take the next task when they are done.
+
+    For tasks whose results do not depend on who does them and when: numba deals out a loop beforehand, in equal parts.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), build
