@@ -1,6 +1,7 @@
 """Feature grids: the fast twin against the torch one, and the torch one against autograd and closed forms."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,15 @@ from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.kernels import cpu, reference
 from infnerf_tiles.kernels.arena import VERTEX_BLOCK, Arena, Gradients, dense_grid_rows, table_is_dense
 
-# (N + 1)^3 is 4,913: the first table is dense, the second hashed, the third hashed with heavy collisions
+# (N + 1)^3 is 4,913: the first table is dense, the second hashed, the third hashed with heavy collisions; rows of the
+# last are so short that a task of the backward pass has whole blocks
 SHAPES = [
     FieldShape(cells=16, table_size=8192, features=4),
     FieldShape(cells=16, table_size=1024, features=4),
     FieldShape(cells=32, table_size=64, features=8),
+    FieldShape(cells=16, table_size=1024, features=2),
 ]
+NAMES = ["dense", "hashed", "collisions", "short"]
 HASHED = SHAPES[1]
 
 
@@ -44,7 +48,7 @@ def dense_marks(gradients: Gradients) -> Tensor:
     return gradients.mark_dense.repeat_interleave(VERTEX_BLOCK)[: gradients.dense.shape[0]]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["dense", "hashed", "collisions"])
+@pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
 @pytest.mark.parametrize("count", [0, 1, 513, 1999])
 def test_twins_agree(rng: np.random.Generator, shape: FieldShape, count: int) -> None:
     arena = small_arena(rng, shape)
@@ -59,7 +63,7 @@ def test_twins_agree(rng: np.random.Generator, shape: FieldShape, count: int) ->
     torch.testing.assert_close(slow.double(), exact.detach(), atol=1e-5, rtol=0.0)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["dense", "hashed", "collisions"])
+@pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
 def test_gradients_are_autograds(rng: np.random.Generator, shape: FieldShape) -> None:
     arena = small_arena(rng, shape)
     samples = random_points(rng, arena, 1501)
@@ -144,6 +148,59 @@ def test_constant_grids_give_their_sum(rng: np.random.Generator, shape: FieldSha
     out = torch.empty(400, shape.features)
     cpu.encode_into(position, slot, beta, arena, out)
     torch.testing.assert_close(out, expected[:, None].expand_as(out), atol=2e-6, rtol=0.0)
+
+
+def test_beta_weighs_the_own_table_alone(rng: np.random.Generator) -> None:
+    """Also in the first slot, whose table and dense grids both begin at row 0."""
+    arena = random_arena(rng, full_octree(0), shape=HASHED)
+    while arena.root != 0:
+        arena = random_arena(rng, full_octree(0), shape=HASHED)
+    arena = replace(arena, tables=torch.ones_like(arena.tables), dense=torch.ones_like(arena.dense))
+    position, slot = torch.from_numpy(rng.random((100, 3))).float(), torch.zeros(100, dtype=torch.int32)
+    beta, out = torch.full((100,), 0.25), torch.empty(100, HASHED.features)
+    gradients = buffers(arena)
+    cpu.encode_into(position, slot, beta, arena, out)
+    torch.autograd.backward(cpu.encode(position, slot, beta, arena, gradients).sum())
+    grids = int(arena.dense_grids[0])
+    torch.testing.assert_close(out, torch.full_like(out, grids + 0.25), atol=2e-6, rtol=0.0)
+    # a sample leaves its weight in each grid, divided among the vertices
+    assert float(gradients.dense.sum()) == pytest.approx(100 * HASHED.features * grids, rel=1e-4)
+    assert float(gradients.tables.sum()) == pytest.approx(100 * HASHED.features * 0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [HASHED, SHAPES[3]], ids=["hashed", "short"])
+def test_rows_asked_for_ahead_have_the_same_bits(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shape: FieldShape
+) -> None:
+    arena = small_arena(rng, shape)
+    samples = random_points(rng, arena, 999)
+    # frozen and missing ones among those ahead
+    slots = arena.tables.shape[0] // 2
+    levels, grids = int(arena.level.max()) + 1, int(arena.dense_grids.max())
+    own = replace(arena, parent=torch.where(arena.parent < slots, arena.parent, -1))
+    runs = []
+    for most in (1 << 40, 0):
+        monkeypatch.setattr(sys.modules["infnerf_tiles.kernels.cpu.encode"], "_TABLES", most)
+        gradients = Gradients(slots, shape.table_size, arena.dense.shape[0], shape.features, levels, grids)
+        out = cpu.encode(*samples, own, gradients)
+        torch.autograd.backward(out.square().sum())
+        runs.append((out.detach(), gradients.tables, gradients.dense))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_slots_without_nodes_may_hold_any_links(rng: np.random.Generator) -> None:
+    arena = small_arena(rng, HASHED)
+    samples = random_points(rng, arena, 200)
+    unused, slots = torch.nonzero(arena.level < 0).squeeze(1), arena.level.shape[0]
+    left = replace(arena, level=arena.level.clone(), parent=arena.parent.clone(), treelet=arena.treelet.clone())
+    left.level[unused] = torch.tensor([0, 3, 5], dtype=torch.int32)
+    # a ring, and one below a node
+    left.parent[unused] = torch.tensor([int(unused[1]), int(unused[0]), slots - 1], dtype=torch.int32)
+    left.treelet[unused] = torch.tensor([1, 0, 0], dtype=torch.int32)
+    outs = torch.empty(2, 200, HASHED.features)
+    for one, out in zip((arena, left), outs, strict=True):
+        cpu.encode_into(*samples, one, out)
+    assert torch.equal(outs[0], outs[1])
 
 
 def test_linear_grids_give_a_linear_field(rng: np.random.Generator) -> None:

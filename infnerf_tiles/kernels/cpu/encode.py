@@ -20,16 +20,21 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, Gradients, table_is_dense
-from infnerf_tiles.kernels.cpu.rows import CHUNK, LANES, cells_of, gather_rows, scatter_rows
+from infnerf_tiles.kernels.cpu.rows import CHUNK, LANES, cells_of, fetch_rows, gather_rows, scatter_rows
 from infnerf_tiles.kernels.cpu.threads import parallel_region, take
 
 __all__ = ["Gradients", "encode", "encode_into", "table_is_dense"]
 
 _PART = 2048
-"""Fewest samples that a forward task takes through one grid after another; more where there are many, since a task
-reads each table anew."""
+"""Fewest samples that a forward task takes through one grid after another, since a task reads each table anew."""
 _LINE = 16
 """Values in a cache line."""
+_TABLE = 1 << 20
+"""Bytes of a table from which on a thread should read it once only: more than the second-level cache holds."""
+_TABLES = 1 << 21
+"""Bytes of all tables from which on rows are asked for ahead of their use; what is near costs less than to ask."""
+_AHEAD = 8
+"""Samples between asking for rows and using them."""
 
 
 @njit(cache=True)
@@ -92,13 +97,18 @@ def _shape_of(grid, nested, base_cells, cells, table_size):  # type: ignore[no-u
 def _forward_kernel(features: int) -> Callable[..., None]:
     """The forward kernel for a fixed number of features."""
     dense_cells, hashed_cells = cells_of(features, 2, True), cells_of(features, 2, False)
+    fetch = fetch_rows(features, 2)
     dense_gather, hashed_gather = gather_rows(features, True), gather_rows(features, False)
 
     @njit(cache=True)
     def grid_of(  # type: ignore[no-untyped-def]
-        begin, end, position, rest, slot, beta, table, starts, own, shape, summed, places, weights, out
+        begin, end, position, rest, slot, beta, table, starts, own, shape, summed, far, places, weights, out,
     ):  # fmt: skip
         even, edge = np.int32(0), np.int64(shape[3])
+        # a grid that none of these samples has is soon passed over
+        while begin < end and starts[slot[begin]] < 0:
+            begin += 1
+        begin -= begin % LANES
         for chunk in range(begin, end, CHUNK):
             stop = min(chunk + CHUNK, end)
             for m in range(chunk, stop, LANES):
@@ -107,10 +117,12 @@ def _forward_kernel(features: int) -> Callable[..., None]:
                 else:
                     hashed_cells(position, rest, m, shape, even, places, weights, m - chunk)
             for m in range(chunk, stop):
+                if far and m + _AHEAD < stop and starts[slot[m + _AHEAD]] >= 0:
+                    fetch(table, starts[slot[m + _AHEAD]], places, weights, m - chunk + _AHEAD, edge)
                 first = starts[slot[m]]
                 if first < 0:
                     continue
-                weight = beta[m] if first == slot[m] * own else np.float32(1.0)
+                weight = beta[m] if own > 0 and first == slot[m] * own else np.float32(1.0)
                 if summed:
                     dense_gather(out, m, weight, table, first, places, weights, m - chunk, edge)
                 else:
@@ -119,7 +131,7 @@ def _forward_kernel(features: int) -> Callable[..., None]:
     @njit(cache=True, parallel=True)
     def forward(  # type: ignore[no-untyped-def]
         position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, part, threads, out,
+        cells, base_cells, hashed_dense, part, threads, far, out,
     ):  # fmt: skip
         num, table_size = slot.shape[0], tables.shape[1]
         flat, rest = tables.reshape(-1, tables.shape[2]), _rest_of(position)
@@ -136,12 +148,17 @@ def _forward_kernel(features: int) -> Callable[..., None]:
                     for f in range(features):
                         out[m, f] = np.float32(0.0)
                 for grid in range(starts.shape[0]):
-                    in_dense = grid < nested
                     shape = _shape_of(grid, nested, base_cells, cells, table_size)
-                    if in_dense:
-                        grid_of(begin, end, position, rest, slot, beta, dense, starts[grid], -1, shape, True, places, weights, out)
+                    if grid < nested:
+                        grid_of(
+                            begin, end, position, rest, slot, beta, dense, starts[grid], 0, shape, True, False,
+                            places, weights, out,
+                        )  # fmt: skip
                     else:
-                        grid_of(begin, end, position, rest, slot, beta, flat, starts[grid], table_size, shape, hashed_dense, places, weights, out)
+                        grid_of(
+                            begin, end, position, rest, slot, beta, flat, starts[grid], table_size, shape, hashed_dense,
+                            far and not hashed_dense, places, weights, out,
+                        )  # fmt: skip
                 begin = take(counter) * part
 
     return forward
@@ -159,11 +176,12 @@ def _planes(features: int) -> int:
 def _backward_kernel(features: int) -> Callable[..., None]:
     planes = _planes(features)
     dense_cells, hashed_cells = cells_of(features, planes, True), cells_of(features, planes, False)
+    fetch = fetch_rows(features, planes)
     dense_scatter, hashed_scatter = scatter_rows(features, planes, True), scatter_rows(features, planes, False)
 
     @njit(cache=True)
     def task_of(  # type: ignore[no-untyped-def]
-        parity, position, rest, slot, beta, gradient, table, marks, starts, own, shape, summed, places, weights
+        parity, position, rest, slot, beta, gradient, table, marks, starts, own, shape, summed, far, places, weights,
     ):  # fmt: skip
         end, slots, edge = slot.shape[0], starts.shape[0], np.int64(shape[3])
         for chunk in range(0, end, CHUNK):
@@ -174,11 +192,15 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                 else:
                     hashed_cells(position, rest, m, shape, parity, places, weights, m - chunk)
             for m in range(chunk, stop):
+                if far and m + _AHEAD < stop:
+                    then = starts[slot[m + _AHEAD]] if slot[m + _AHEAD] < slots else -1
+                    if then >= 0:
+                        fetch(table, then, places, weights, m - chunk + _AHEAD, edge)
                 s = slot[m]
                 first = starts[s] if s < slots else -1
                 if first < 0:
                     continue
-                weight = beta[m] if first == s * own else np.float32(1.0)
+                weight = beta[m] if own > 0 and first == s * own else np.float32(1.0)
                 if summed:
                     dense_scatter(gradient, m, weight, marks, table, first, places, weights, m - chunk, edge)
                 else:
@@ -187,7 +209,7 @@ def _backward_kernel(features: int) -> Callable[..., None]:
     @njit(cache=True, parallel=True)
     def backward(  # type: ignore[no-untyped-def]
         position, slot, beta, gradient, level, parent, treelet, top_level, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, grad_tables, grad_dense, mark_tables, mark_dense, threads,
+        cells, base_cells, hashed_dense, grad_tables, grad_dense, mark_tables, mark_dense, threads, far,
     ):  # fmt: skip
         slots, table_size = grad_tables.shape[0], grad_tables.shape[1]
         flat, marks = grad_tables.reshape(-1, grad_tables.shape[2]), mark_tables.reshape(-1)
@@ -204,12 +226,24 @@ def _backward_kernel(features: int) -> Callable[..., None]:
                 grid, parity = task % grids, np.int32(task // grids)
                 shape = _shape_of(grid, nested, base_cells, cells, table_size)
                 if grid < nested:
-                    task_of(parity, position, rest, slot, beta, gradient, grad_dense, mark_dense, starts[grid], -1, shape, True, places, weights)
+                    task_of(
+                        parity, position, rest, slot, beta, gradient, grad_dense, mark_dense, starts[grid], 0,
+                        shape, True, False, places, weights,
+                    )  # fmt: skip
                 else:
-                    task_of(parity, position, rest, slot, beta, gradient, flat, marks, starts[grid], table_size, shape, hashed_dense, places, weights)
+                    task_of(
+                        parity, position, rest, slot, beta, gradient, flat, marks, starts[grid], table_size,
+                        shape, hashed_dense, far and not hashed_dense, places, weights,
+                    )  # fmt: skip
                 task = take(counter)
 
     return backward
+
+
+def _part_of(num: int, arena: Arena) -> int:
+    """Samples that a forward task takes; the last one has fewer."""
+    tasks = get_num_threads() * (1 if arena.tables[0].nbytes > _TABLE else 4)
+    return max(_PART, -(-num // (tasks * LANES)) * LANES)
 
 
 def encode_into(
@@ -226,7 +260,8 @@ def encode_into(
             arena.tables.detach().numpy(), arena.level.numpy(), arena.parent.numpy(), arena.treelet.numpy(),
             arena.top_level.numpy(), arena.dense.detach().numpy(), arena.dense_offset.numpy(),
             arena.dense_grids.numpy(), arena.cells, arena.base_cells,
-            table_is_dense(arena.cells, arena.table_size), max(_PART, position.shape[0] // 8 // LANES * LANES), get_num_threads(), out.numpy(),
+            table_is_dense(arena.cells, arena.table_size), _part_of(position.shape[0], arena), get_num_threads(),
+            arena.tables.nbytes > _TABLES, out.numpy(),
         )  # fmt: skip
 
 
@@ -263,6 +298,7 @@ class _Encode(torch.autograd.Function):
                 arena.dense_grids.numpy(), arena.cells, arena.base_cells,
                 table_is_dense(arena.cells, arena.table_size), gradients.tables.numpy(), gradients.dense.numpy(),
                 gradients.mark_tables.numpy(), gradients.mark_dense.numpy(), get_num_threads(),
+                gradients.tables.nbytes > _TABLES,
             )  # fmt: skip
         return torch.zeros(()), None, None, None, None, None, None
 

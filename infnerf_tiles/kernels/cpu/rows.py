@@ -1,9 +1,11 @@
-"""Rows and weights of many cells side by side, and feature rows as vectors, for numba kernels.
+"""Rows and weights of many cells side by side, and rows of features as vectors, for numba kernels.
 
 numba's cache of a kernel does not see changes here: touch the files that use them.
 
-Places of vertices are counted in values, row times features, from a grid's first row on. Weights come as the products
-along y and z, and the share of the upper vertices along x, which lie beside the lower ones in a dense grid.
+Samples are handled in chunks, whose cells are written down first: `places` int32 [8, CHUNK] of the vertices, x fastest,
+counted in values (row times features) from the grid's first row on, and `weights` float32 [5, CHUNK]: the products of
+the shares along y and z, then the share of the upper vertex along x. In a dense grid neighbours along x lie side by
+side and the others at fixed distances, so the lowest vertex's place is enough.
 """
 
 import functools
@@ -13,22 +15,25 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from infnerf_tiles.kernels.cpu.vectors import Vector, splat
+from infnerf_tiles.kernels.cpu.vectors import Vector
 
 LANES = 16
 """Samples whose rows and weights are computed as one vector."""
-CHUNK = 64
+CHUNK = 128
 """Samples whose rows and weights are computed before they are used; what they take stays in the first-level cache."""
 _PRIMES = (1, 2654435761, 805459861)
 """Of the hash of 2x2x2 blocks, after Teschner et al. 2003."""
+_WHOLE = ir.IntType(64)
 
 
 def _data(context: Any, builder: Any, signature: Any, args: Any, k: int) -> Any:
+    """Pointer to what argument k, a contiguous array, holds."""
     return context.make_array(signature.args[k])(context, builder, args[k]).data
 
 
-def _constant(value: int) -> Any:
-    return ir.Constant(ir.IntType(64), value)
+def _rows_on(builder: Any, data: Any, rows: Any, features: int) -> Any:
+    """Pointer to the row that lies `rows` int64 rows behind `data`."""
+    return builder.gep(data, [builder.mul(rows, _WHOLE(features))])
 
 
 def _signed(value: int) -> int:
@@ -36,64 +41,60 @@ def _signed(value: int) -> int:
     return (value & 0xFFFFFFFF) - ((value & 0x80000000) << 1)
 
 
-def _hashed_codes(vertex: Vector, axis: int) -> tuple[Vector, Vector]:
+def _hash_codes(vertex: Vector, axis: int) -> tuple[Vector, Vector]:
     """Codes of a cell's lower and upper vertex along one axis; a row is the low bits of their exclusive or."""
     odd, prime = vertex & 1, _signed(_PRIMES[axis] << 3)
     block = (vertex >> 1) * prime
-    # the upper vertex of an odd one lies in the next block
+    # above an odd vertex the next block begins
     above = block.where_set(odd, block + prime)
     return block | (odd << axis), above | ((odd ^ 1) << axis)
 
 
 @functools.cache
 def cells_of(features: int, planes: int, dense: bool) -> Any:
-    """Places int32 and weights float32 of LANES samples' cells.
+    """Write down the cells of samples m .. m+LANES-1 as numbers j .. j+LANES-1 of a chunk.
 
-    planes: 2, or 1 for the vertices whose index along z has one parity.
+    position: float32 [M, 3]. rest: the last samples where there are fewer than LANES, float32 [LANES * 3].
+    shape: scale of positions (float32), highest cell, mask of a cell within its node, vertices along an edge, mask of
+    rows (all int32). planes: 2, or 1 for the vertices alone whose index along z has the parity given.
     """
 
     @intrinsic
     def cells(typingctx, position, rest, m, shape, parity, places, weights, j):  # type: ignore[no-untyped-def]
-        whole, small = types.int64, types.int32
-        signature = types.void(position, rest, whole, shape, small, places, weights, whole)
+        signature = types.void(position, rest, types.int64, shape, types.int32, places, weights, types.int64)
 
         def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
             scale, highest, wrap, edge, mask = (builder.extract_value(args[3], k) for k in range(5))
+            here = _rows_on(builder, _data(context, builder, signature, args, 0), args[2], 3)
             num = context.make_array(signature.args[0])(context, builder, args[0]).nitems
-            whole = builder.icmp_signed("<=", builder.mul(builder.add(args[2], _constant(LANES)), _constant(3)), num)
-            here = builder.gep(_data(context, builder, signature, args, 0), [builder.mul(args[2], _constant(3))])
-            source = builder.select(whole, here, _data(context, builder, signature, args, 1))
+            behind = builder.mul(builder.add(args[2], _WHOLE(LANES)), _WHOLE(3))
+            fits = builder.icmp_signed("<=", behind, num)
+            source = builder.select(fits, here, _data(context, builder, signature, args, 1))
             beside = Vector.load(builder, source, 3 * LANES)
-            vertex, upper, lower = [], [], []
+            vertex, lower, upper = [], [], []
             for axis in range(3):
                 scaled = beside.lanes([3 * k + axis for k in range(LANES)]) * scale
-                corner = scaled.truncated().at_most(highest)
-                upper.append(scaled - corner.as_float())
+                cell = scaled.truncated().at_most(highest)
+                upper.append(scaled - cell.as_float())
                 lower.append(upper[axis] * -1.0 + 1.0)
-                vertex.append(corner & wrap)
-            along_z = [lower[2], upper[2]]
+                vertex.append(cell & wrap)
+            shares_z = [lower[2], upper[2]]
+            # whether the vertex of this parity is the upper one
             flip = (vertex[2] ^ args[4]) & 1
             if planes == 1:
-                along_z = [lower[2].where_set(flip, upper[2])]
-            found: list[Vector] = []
+                shares_z = [lower[2].where_set(flip, upper[2])]
             if dense:
-                z = vertex[2] + flip if planes == 1 else vertex[2]
-                found = [(z * edge + vertex[1]) * edge + vertex[0]]
+                z = vertex[2] if planes == 2 else vertex[2] + flip
+                rows = [(z * edge + vertex[1]) * edge + vertex[0]]
             else:
-                codes = [_hashed_codes(vertex[axis], axis) for axis in range(3)]
-                if planes == 1:
-                    codes[2] = (codes[2][0].where_set(flip, codes[2][1]),) * 2
-                for plane in range(planes):
-                    for y in range(2):
-                        yz = codes[1][y] ^ codes[2][plane]
-                        found += [(yz ^ codes[0][x]) & mask for x in range(2)]
-            where = _data(context, builder, signature, args, 5)
-            for k, row in enumerate(found):
-                (row * features).store(builder.gep(where, [builder.add(args[7], _constant(k * CHUNK))]))
-            shares = [along_y * z for z in along_z for along_y in (lower[1], upper[1])] + [upper[0]]
-            where = _data(context, builder, signature, args, 6)
-            for k, share in enumerate(shares):
-                share.store(builder.gep(where, [builder.add(args[7], _constant(k * CHUNK))]))
+                x, y, z_codes = (_hash_codes(vertex[axis], axis) for axis in range(3))
+                chosen = z_codes if planes == 2 else (z_codes[0].where_set(flip, z_codes[1]),)
+                rows = [(a ^ b ^ c) & mask for c in chosen for b in y for a in x]
+            shares = [y_share * z_share for z_share in shares_z for y_share in (lower[1], upper[1])] + [upper[0]]
+            for k, columns in ((5, [row * features for row in rows]), (6, shares)):
+                data = _data(context, builder, signature, args, k)
+                for n, column in enumerate(columns):
+                    column.store(builder.gep(data, [builder.add(args[7], _WHOLE(n * CHUNK))]))
             return context.get_dummy_value()
 
         return signature, build
@@ -101,34 +102,54 @@ def cells_of(features: int, planes: int, dense: bool) -> Any:
     return cells
 
 
-def _pairs(
+def _at(context: Any, builder: Any, signature: Any, args: Any, k: int, lines: int) -> list[Any]:
+    """Number j of a chunk in each line of `places` (k = 0) or `weights` (k = 1); `args` end with these, j and edge."""
+    data = _data(context, builder, signature, args, len(args) - 4 + k)
+    return [builder.load(builder.gep(data, [builder.add(args[-2], _WHOLE(n * CHUNK))])) for n in range(lines)]
+
+
+def _places(
     context: Any, builder: Any, signature: Any, args: Any, features: int, planes: int, dense: bool
-) -> tuple[list[list[Any]], list[Any], Any]:
-    """(places int64 of the vertices of each row along x, product along y and z of each such row, share along x).
+) -> list[list[Any]]:
+    """Places int64 of a sample's vertices, one list for each pair of neighbours along x: one place if side by side."""
+    found = _at(context, builder, signature, args, 0, 1 if dense else 4 * planes)
+    wide = [builder.zext(place, _WHOLE) for place in found]
+    if not dense:
+        return [wide[n : n + 2] for n in range(0, 4 * planes, 2)]
+    along_y = builder.mul(args[-1], _WHOLE(features))
+    along_z = builder.mul(along_y, args[-1])
+    pairs = [wide[0], builder.add(wide[0], along_y)]
+    return [[place] for place in pairs] + [[builder.add(place, along_z)] for place in pairs if planes == 2]
 
-    `args` are from `places` on: places, weights, j, edge. In a dense grid a row along x is one place for both vertices.
-    """
-    k = len(args) - 4
-    j, edge = args[k + 2], args[k + 3]
-    where, shares = (_data(context, builder, signature, args, k + n) for n in range(2))
 
-    def at(data: Any, n: int) -> Any:
-        return builder.load(builder.gep(data, [builder.add(j, _constant(n * CHUNK))]))
+@functools.cache
+def fetch_rows(features: int, planes: int) -> Any:
+    """Ask for the vertices of sample j of a chunk, in a hashed table, ahead of their use."""
 
-    whole = ir.IntType(64)
-    if dense:
-        first, step = builder.zext(at(where, 0), whole), builder.mul(edge, _constant(features))
-        layer = builder.mul(step, edge)
-        corners = [[first], [builder.add(first, step)]]
-        corners += [[builder.add(one, layer)] for (one,) in corners] if planes == 2 else []
-    else:
-        corners = [[builder.zext(at(where, 2 * n + x), whole) for x in range(2)] for n in range(2 * planes)]
-    return corners, [at(shares, n) for n in range(2 * planes)], at(shares, 2 * planes)
+    @intrinsic
+    def fetch(typingctx, table, first, places, weights, j, edge):  # type: ignore[no-untyped-def]
+        signature = types.void(table, types.int64, places, weights, types.int64, types.int64)
+
+        def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            base = _rows_on(builder, _data(context, builder, signature, args, 0), args[1], features)
+            small, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [byte, small, small, small])
+            call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+            for pair in _places(context, builder, signature, args, features, planes, False):
+                for place in pair:
+                    # to read, into all caches, data
+                    hints = [small(0), small(3), small(1)]
+                    builder.call(call, [builder.bitcast(builder.gep(base, [place]), byte), *hints])
+            return context.get_dummy_value()
+
+        return signature, build
+
+    return fetch
 
 
 @functools.cache
 def gather_rows(features: int, dense: bool) -> Any:
-    """out[m] += weight * features of sample j of a chunk."""
+    """out[m] += weight * sum over the vertices of sample j of a chunk; `first` is the grid's first row in `table`."""
 
     @intrinsic
     def gather(typingctx, out, m, weight, table, first, places, weights, j, edge):  # type: ignore[no-untyped-def]
@@ -136,18 +157,18 @@ def gather_rows(features: int, dense: bool) -> Any:
         signature = types.void(out, whole, types.float32, table, whole, places, weights, whole, whole)
 
         def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            width = _constant(features)
-            base = builder.gep(_data(context, builder, signature, args, 3), [builder.mul(args[4], width)])
-            corners, products, share = _pairs(context, builder, signature, args, features, 2, dense)
+            base = _rows_on(builder, _data(context, builder, signature, args, 3), args[4], features)
+            pairs = _places(context, builder, signature, args, features, 2, dense)
+            *products, share = _at(context, builder, signature, args, 1, 5)
             sums: list[Vector] = []
-            for places, product in zip(corners, products, strict=True):
-                lanes = features * 2 // len(places)
-                values = [Vector.load(builder, builder.gep(base, [place]), lanes) * product for place in places]
-                sums = [one + more for one, more in zip(sums, values, strict=True)] if sums else values
+            for pair, product in zip(pairs, products, strict=True):
+                lanes = 2 * features // len(pair)
+                values = [Vector.load(builder, builder.gep(base, [place]), lanes) * product for place in pair]
+                sums = [one + more for one, more in zip(values, sums, strict=True)] if sums else values
             if dense:
                 sums = [sums[0].lanes(list(range(x * features, (x + 1) * features))) for x in range(2)]
-            target = builder.gep(_data(context, builder, signature, args, 0), [builder.mul(args[1], width)])
             found = (sums[1] - sums[0]) * share + sums[0]
+            target = _rows_on(builder, _data(context, builder, signature, args, 0), args[1], features)
             (found * args[2] + Vector.load(builder, target, features)).store(target)
             return context.get_dummy_value()
 
@@ -158,7 +179,7 @@ def gather_rows(features: int, dense: bool) -> Any:
 
 @functools.cache
 def scatter_rows(features: int, planes: int, dense: bool) -> Any:
-    """table += weight * gradient[m] at the vertices of sample j of a chunk; their blocks are marked."""
+    """table += weight * gradient[m] at the vertices of sample j of a chunk, whose blocks are marked."""
 
     @intrinsic
     def scatter(typingctx, gradient, m, weight, marks, table, first, places, weights, j, edge):  # type: ignore[no-untyped-def]
@@ -166,26 +187,24 @@ def scatter_rows(features: int, planes: int, dense: bool) -> Any:
         signature = types.void(gradient, whole, types.float32, marks, table, whole, places, weights, whole, whole)
 
         def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            width = _constant(features)
-            source = builder.gep(_data(context, builder, signature, args, 0), [builder.mul(args[1], width)])
-            base = builder.gep(_data(context, builder, signature, args, 4), [builder.mul(args[5], width)])
-            mark = builder.gep(
-                _data(context, builder, signature, args, 3), [builder.lshr(args[5], _constant(3))]
-            )
-            corners, products, share = _pairs(context, builder, signature, args, features, planes, dense)
+            source = _rows_on(builder, _data(context, builder, signature, args, 0), args[1], features)
+            # grids begin with whole blocks
+            mark = builder.gep(_data(context, builder, signature, args, 3), [builder.lshr(args[5], _WHOLE(3))])
+            base = _rows_on(builder, _data(context, builder, signature, args, 4), args[5], features)
+            pairs = _places(context, builder, signature, args, features, planes, dense)
+            *products, share = _at(context, builder, signature, args, 1, 2 * planes + 1)
             towards = Vector.load(builder, source, features) * args[2]
-            above = towards * share
-            parts = [towards - above, above]
+            upper = towards * share
+            parts = [towards - upper, upper]
             if dense:
                 parts = [parts[0].lanes(list(range(2 * features)), parts[1])]
-            for places, product in zip(corners, products, strict=True):
-                for place, part in zip(places, parts, strict=True):
+            for pair, product in zip(pairs, products, strict=True):
+                for place, part in zip(pair, parts, strict=True):
                     target = builder.gep(base, [place])
-                    (part * product + Vector.load(builder, target, features * len(parts[0:1]) * (2 if dense else 1))).store(target)
-                touched = [places[0], builder.add(places[0], width)] if dense else places
-                for place in touched:
-                    block = builder.udiv(place, _constant(8 * features))
-                    builder.store(ir.Constant(ir.IntType(8), 1), builder.gep(mark, [block]))
+                    (part * product + Vector.load(builder, target, part.count)).store(target)
+                for place in [pair[0], builder.add(pair[0], _WHOLE(features))] if dense else pair:
+                    block = builder.udiv(place, _WHOLE(8 * features))
+                    builder.store(ir.IntType(8)(1), builder.gep(mark, [block]))
             return context.get_dummy_value()
 
         return signature, build

@@ -70,14 +70,15 @@ def parallel_region() -> Iterator[None]:
 
 
 @intrinsic
-def take(typingctx: Any, counter: Any) -> Any:
-    """counter[0]++ by one thread at a time, for numba kernels whose threads take the next task when they are done.
-
-    For tasks whose results do not depend on who does them and when: numba deals out a loop beforehand, in equal parts.
-    """
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _take(typingctx, counter):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
 
     return types.int64(counter), build
+
+
+take: Any = _take
+"""take(counter int64 [1]) -> counter[0]++ by one thread at a time: threads of a numba kernel take the next task when
+they are done. For tasks whose results do not depend on who does them and when; numba alone deals a loop out beforehand.
+"""

@@ -12,7 +12,7 @@ _CONTRACT = ("contract",)
 
 
 class Vector:
-    """Values side by side, or one of them; a number or a scalar on the right stands for as many of itself."""
+    """float32 or int32 values side by side; a number or a scalar on the right stands for as many of itself."""
 
     def __init__(self, builder: Any, value: Any):
         self.builder, self.value = builder, value
@@ -27,35 +27,37 @@ class Vector:
         self.builder.store(self.value, self.builder.bitcast(pointer, self.value.type.as_pointer()), align=4)
 
     @property
-    def is_float(self) -> bool:
-        kind = self.value.type
-        return isinstance(kind.element if isinstance(kind, ir.VectorType) else kind, ir.FloatType)
+    def count(self) -> int:
+        return int(self.value.type.count)
 
-    def _beside(self, other: "Vector | float | Any") -> Any:
+    @property
+    def _is_float(self) -> bool:
+        return isinstance(self.value.type.element, ir.FloatType)
+
+    def _beside(self, other: Any) -> Any:
+        """The right operand of an operation with this one."""
         if isinstance(other, Vector):
             return other.value
         kind = self.value.type
-        if isinstance(other, (int, float)):
-            return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
-        return splat(self.builder, other, kind.count).value
+        if isinstance(other, int | float):
+            return ir.Constant(kind, [other] * kind.count)
+        return _splat(self.builder, other, kind)
 
     def _with(self, value: Any) -> "Vector":
         return Vector(self.builder, value)
 
-    def __add__(self, other: Any) -> "Vector":
-        b = self.builder
+    def _either(self, floats: Any, integers: Any, other: Any) -> "Vector":
         right = self._beside(other)
-        return self._with(b.fadd(self.value, right, flags=_CONTRACT) if self.is_float else b.add(self.value, right))
+        return self._with(floats(self.value, right, flags=_CONTRACT) if self._is_float else integers(self.value, right))
+
+    def __add__(self, other: Any) -> "Vector":
+        return self._either(self.builder.fadd, self.builder.add, other)
 
     def __sub__(self, other: Any) -> "Vector":
-        b = self.builder
-        right = self._beside(other)
-        return self._with(b.fsub(self.value, right, flags=_CONTRACT) if self.is_float else b.sub(self.value, right))
+        return self._either(self.builder.fsub, self.builder.sub, other)
 
     def __mul__(self, other: Any) -> "Vector":
-        b = self.builder
-        right = self._beside(other)
-        return self._with(b.fmul(self.value, right, flags=_CONTRACT) if self.is_float else b.mul(self.value, right))
+        return self._either(self.builder.fmul, self.builder.mul, other)
 
     def __and__(self, other: Any) -> "Vector":
         return self._with(self.builder.and_(self.value, self._beside(other)))
@@ -70,6 +72,7 @@ class Vector:
         return self._with(self.builder.shl(self.value, self._beside(other)))
 
     def __rshift__(self, other: Any) -> "Vector":
+        """Zeros come in from above."""
         return self._with(self.builder.lshr(self.value, self._beside(other)))
 
     def at_most(self, other: Any) -> "Vector":
@@ -84,11 +87,11 @@ class Vector:
 
     def truncated(self) -> "Vector":
         """Floats as int32."""
-        return self._with(self.builder.fptosi(self.value, ir.VectorType(ir.IntType(32), self.value.type.count)))
+        return self._with(self.builder.fptosi(self.value, ir.VectorType(ir.IntType(32), self.count)))
 
     def as_float(self) -> "Vector":
         """int32 as floats."""
-        return self._with(self.builder.sitofp(self.value, ir.VectorType(ir.FloatType(), self.value.type.count)))
+        return self._with(self.builder.sitofp(self.value, ir.VectorType(ir.FloatType(), self.count)))
 
     def lanes(self, order: list[int], other: "Vector | None" = None) -> "Vector":
         """The lanes of this one and `other`, numbered on, in a new order."""
@@ -97,8 +100,7 @@ class Vector:
         return self._with(self.builder.shuffle_vector(self.value, right, ir.Constant(kind, order)))
 
 
-def splat(builder: Any, scalar: Any, lanes: int) -> Vector:
-    """`lanes` times one value."""
-    kind = ir.VectorType(scalar.type, lanes)
+def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    return Vector(builder, one).lanes([0] * lanes)
+    order = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), order)
