@@ -17,7 +17,7 @@ EncodeInto = Callable[[Tensor, Tensor, Tensor, Arena, Tensor], None]
 """(position, slot, beta, arena, out): writes features as `encode_into` of the kernels does; takes their place."""
 
 DECODER_BLOCK = 2048
-"""Rows the decoder runs on at once. Fixed and padded, since matrix products change in the last bit with their size.
+"""Rows a decoder of another kind runs on at once. Fixed and padded: products change in the last bit with their size.
 Small, so that what the layers hand on stays in the cache of a core; a GPU takes more at once."""
 _GPU_BLOCK = 1 << 16
 
@@ -30,30 +30,26 @@ def evaluate_nodes(
     beta: Tensor,
     basis: Tensor,
     encode_into: EncodeInto | None = None,
+    *,
+    ray: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Density [M] and colour [M, 3] of points in nodes, without gradient, in fixed-size padded blocks.
+    """Density [M] and colour [M, 3] of points in nodes, without gradient.
 
-    Args as in `encode`; basis float32 [M, 16]. The result of a sample does not depend on the others.
+    Args as in `encode`; basis float32 [Q, 16] and ray int32 [M], its row for each point, by default row m for point m.
+    The result of a sample does not depend on the others.
     """
     num = position.shape[0]
     device = position.device
     features = torch.empty((num, arena.features), device=device)
     (encode_into or for_device(arena.device).encode_into)(position, slot, beta, arena, features)
     sigma, colour = torch.empty(num, device=device), torch.empty((num, 3), device=device)
-    if device.type == "cuda" and type(decoder) is Decoder:
-        own = torch.arange(num, dtype=torch.int32, device=device)
-        for_device(device).decode_into(decoder.weights(), features, basis, own, sigma, colour)
-        return sigma, colour
-    with torch.no_grad():
-        rows = DECODER_BLOCK if device.type == "cpu" else _GPU_BLOCK
-        for first in range(0, num, rows):
-            last = min(first + rows, num)
-            block, directions = features[first:last], basis[first:last]
-            if last - first < rows:
-                block, directions = _padded(block, rows), _padded(directions, rows)
-            s, c = decoder(block, directions)
-            sigma[first:last] = s[: last - first]
-            colour[first:last] = c[: last - first]
+    kernels = for_device(device)
+    if ray is None:
+        ray = torch.arange(num, dtype=torch.int32, device=device)
+    if type(decoder) is Decoder and kernels.ROWS_ALONE:
+        kernels.decode_into(decoder.weights(), features, basis, ray, sigma, colour)
+    else:
+        decode_padded(decoder, features, basis, ray, sigma, colour)
     return sigma, colour
 
 
@@ -90,9 +86,8 @@ def shade(
         basis: float32 [Q, 16], direction basis per ray.
         encode_into: another feature grid than the arena's.
     """
-    ray = samples.ray.long()
     sigma, colour = evaluate_nodes(
-        arena, decoder, samples.position, samples.slot, samples.beta, basis[ray], encode_into
+        arena, decoder, samples.position, samples.slot, samples.beta, basis, encode_into, ray=samples.ray
     )
     part = torch.nonzero(samples.blend < 1.0).squeeze(1)
     if part.numel():
@@ -103,7 +98,7 @@ def shade(
             there = part[mixed]
             sigma_above[mixed], colour_above[mixed] = evaluate_nodes(
                 arena, decoder, samples.position_above[there], above[mixed], torch.ones_like(samples.blend[there]),
-                basis[ray[there]], encode_into,
+                basis, encode_into, ray=samples.ray[there],
             )  # fmt: skip
         sigma[part], share = hand_over(sigma[part], sigma_above, samples.blend[part], samples.dt[part])
         share = share[:, None]

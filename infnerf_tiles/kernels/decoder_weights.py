@@ -26,6 +26,12 @@ class DecoderWeights:
     gsd_ref: float
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn."""
+        layers = (self.density_in, self.density_out, self.colour_in, self.colour_mid, self.colour_out)
+        return [parameter.detach() for layer in layers for parameter in layer]
+
+    @property
     def features(self) -> int:
         return int(self.density_in[0].shape[1])
 

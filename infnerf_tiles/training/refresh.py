@@ -8,6 +8,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import Bool, Float32, Int32, Int64
 from infnerf_tiles.field.decoder import Decoder
+from infnerf_tiles.field.decoder_batch import density_of
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.training.objective import REACHED_SHIFT
@@ -58,8 +59,7 @@ def optical_depth(
             sigma = density(position, slots, weight)
         else:
             kernels.encode_into(position, slots, weight, state.arena, features)
-            with torch.no_grad():
-                sigma, _ = decoder.density(features)
+            sigma = density_of(decoder, features, torch.float32)
         largest = torch.maximum(largest, steps * sigma)
     gsd = frame.march.gsd_root * 2.0**-state.top.level * state.edge[slot]
     return largest * gsd * float(np.float32(frame.march.step))
@@ -232,7 +232,6 @@ def _density_above(state: TrainingState, decoder: Decoder, slot: Int32, cell: In
         slots, beta = torch.full_like(slots, above), torch.ones_like(beta)
     features = torch.empty((len(slots), state.shape.features), device=device)
     for_device(device).encode_into(position, slots, beta, state.arena, features)
-    with torch.no_grad():
-        sigma, _ = decoder.density(features)
+    sigma = density_of(decoder, features, torch.float32)
     density: Float32 = sigma.cpu().numpy().reshape(-1, len(_PROBES))
     return density

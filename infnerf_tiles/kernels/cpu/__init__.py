@@ -2,13 +2,13 @@
 
 from infnerf_tiles.kernels.cpu.adam import adam
 from infnerf_tiles.kernels.cpu.composite import composite, composite_into
-from infnerf_tiles.kernels.cpu.decode import decode, decode_density, decodes
+from infnerf_tiles.kernels.cpu.decode import decode, decode_density, decode_into, decodes
 from infnerf_tiles.kernels.cpu.encode import encode, encode_into
 from infnerf_tiles.kernels.cpu.march import march
 from infnerf_tiles.kernels.cpu.note import note
 from infnerf_tiles.kernels.cpu.packed import march_packed
 from infnerf_tiles.kernels.cpu.threads import set_threads
-from infnerf_tiles.kernels.reference.decode import decode_into, prepare_weights
+from infnerf_tiles.kernels.reference.decode import prepare_weights
 from infnerf_tiles.kernels.reference.lanes import accumulate, mix_above, refill
 from infnerf_tiles.kernels.reference.nested import fold_dense, spread_gradient
 
@@ -34,5 +34,5 @@ __all__ = [
     "spread_gradient",
 ]
 
-ROWS_ALONE = False
+ROWS_ALONE = True
 """Whether `decode_into` gives a row the same bits whatever rows are beside it."""

@@ -19,6 +19,7 @@ from torch.nn import functional
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.kernels.cpu.layers import BASIS, BLOCK, ROWS, Widths, backward_kernel, density_kernel, forward_kernel
 from infnerf_tiles.kernels.cpu.products import has_pairs
+from infnerf_tiles.kernels.decoder_weights import DecoderWeights
 
 _ALLOCATION = 24 << 20
 """Bytes that are kept for the gradient in one piece: what is larger than 32 MB, the C library gives back to the system
@@ -78,7 +79,9 @@ def _shaded(
             forward_kernel(widths), here, features[part].numpy(), ray[part].contiguous().numpy(), towards.numpy(),
             weights, biases.numpy(), *scale, kept[-1].numpy(), exponent[part].numpy(), colour[part].numpy(),
         )  # fmt: skip
-    return _density(exponent, constants), colour.sigmoid_(), exponent, kept
+    # torch's own sigmoid differs in the last bit where an array or a thread's part of it ends
+    colour.neg_().exp_().add_(1.0).reciprocal_()
+    return _density(exponent, constants), colour, exponent, kept
 
 
 class _Decode(torch.autograd.Function):
@@ -227,3 +230,27 @@ def decode_density(
         torch.cat([b1, b2[:4]]).numpy(), np.float32(gain), np.float32(bias), exponent.numpy(),
     )  # fmt: skip
     return _density(exponent, (gain, bias, max_exponent, gsd_ref))
+
+
+def decode_into(
+    weights: DecoderWeights,
+    features: Tensor,
+    basis: Tensor,
+    ray: Tensor,
+    sigma_out: Tensor,
+    colour_out: Tensor,
+    *,
+    count: Tensor | None = None,
+) -> None:
+    """Write density [M] (1 / world unit) and colour [M, 3] of samples; no gradient, products in float32.
+
+    Args:
+        features: float32 [M, F]. basis: float32 [Q, 16], direction basis per ray. ray: int32 [M].
+        count: int32 [1], rows in use of buffers of fixed capacity; the others are left as they are.
+    """
+    n = features.shape[0] if count is None else int(count)
+    widths, layers = _filled(weights.parameters, torch.float32)
+    constants = (weights.gain, weights.density_bias, weights.max_exponent, weights.gsd_ref)
+    used = features[:n].detach().float().contiguous()
+    sigma, colour, _, _ = _shaded(used, ray[:n], basis.float(), layers, widths, constants, keep=False)
+    sigma_out[:n], colour_out[:n] = sigma, colour

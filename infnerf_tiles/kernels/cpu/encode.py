@@ -10,8 +10,6 @@ Samples go through one grid after another, many at a time: rows and weights side
 one vector. Positions are scaled by powers of two, so that everything up to the weights' products is exact.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,17 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, Gradients, table_is_dense
-from infnerf_tiles.kernels.cpu.rows import CHUNK, LANES, cells_of, fetch_rows, gather_rows, scatter_rows
+from infnerf_tiles.kernels.cpu.rows import (
+    CHUNK,
+    LANES,
+    fetch_rows,
+    gather_dense_rows,
+    gather_hashed_rows,
+    scatter_dense_rows,
+    scatter_hashed_rows,
+    write_dense_cells,
+    write_hashed_cells,
+)
 from infnerf_tiles.kernels.cpu.threads import parallel_region, take
 
 __all__ = ["Gradients", "encode", "encode_into", "table_is_dense"]
@@ -93,75 +101,70 @@ def _shape_of(grid, nested, base_cells, cells, table_size):  # type: ignore[no-u
     return scale, np.int32(2147483647), np.int32(cells - 1), np.int32(cells + 1), np.int32(table_size - 1)
 
 
-@functools.cache
-def _forward_kernel(features: int) -> Callable[..., None]:
-    """The forward kernel for a fixed number of features."""
-    dense_cells, hashed_cells = cells_of(features, 2, True), cells_of(features, 2, False)
-    fetch = fetch_rows(features, 2)
-    dense_gather, hashed_gather = gather_rows(features, True), gather_rows(features, False)
+@njit(cache=True)
+def _grid_of(  # type: ignore[no-untyped-def]
+    begin, end, position, rest, slot, beta, table, starts, own, shape, summed, far, places, weights, out,
+    width,
+):  # fmt: skip
+    even, edge, planes = np.int32(0), np.int64(shape[3]), (0, 0)
+    # a grid that none of these samples has is soon passed over
+    while begin < end and starts[slot[begin]] < 0:
+        begin += 1
+    begin -= begin % LANES
+    for chunk in range(begin, end, CHUNK):
+        stop = min(chunk + CHUNK, end)
+        for m in range(chunk, stop, LANES):
+            if summed:
+                write_dense_cells(position, rest, m, shape, even, places, weights, m - chunk, width, planes)
+            else:
+                write_hashed_cells(position, rest, m, shape, even, places, weights, m - chunk, width, planes)
+        for m in range(chunk, stop):
+            if far and m + _AHEAD < stop and starts[slot[m + _AHEAD]] >= 0:
+                fetch_rows(
+                    table, starts[slot[m + _AHEAD]], places, weights, m - chunk + _AHEAD, edge, width, planes
+                )  # fmt: skip
+            first = starts[slot[m]]
+            if first < 0:
+                continue
+            weight = beta[m] if own > 0 and first == slot[m] * own else np.float32(1.0)
+            if summed:
+                gather_dense_rows(out, m, weight, table, first, places, weights, m - chunk, edge, width)
+            else:
+                gather_hashed_rows(out, m, weight, table, first, places, weights, m - chunk, edge, width)
 
-    @njit(cache=True)
-    def grid_of(  # type: ignore[no-untyped-def]
-        begin, end, position, rest, slot, beta, table, starts, own, shape, summed, far, places, weights, out,
-    ):  # fmt: skip
-        even, edge = np.int32(0), np.int64(shape[3])
-        # a grid that none of these samples has is soon passed over
-        while begin < end and starts[slot[begin]] < 0:
-            begin += 1
-        begin -= begin % LANES
-        for chunk in range(begin, end, CHUNK):
-            stop = min(chunk + CHUNK, end)
-            for m in range(chunk, stop, LANES):
-                if summed:
-                    dense_cells(position, rest, m, shape, even, places, weights, m - chunk)
-                else:
-                    hashed_cells(position, rest, m, shape, even, places, weights, m - chunk)
-            for m in range(chunk, stop):
-                if far and m + _AHEAD < stop and starts[slot[m + _AHEAD]] >= 0:
-                    fetch(table, starts[slot[m + _AHEAD]], places, weights, m - chunk + _AHEAD, edge)
-                first = starts[slot[m]]
-                if first < 0:
-                    continue
-                weight = beta[m] if own > 0 and first == slot[m] * own else np.float32(1.0)
-                if summed:
-                    dense_gather(out, m, weight, table, first, places, weights, m - chunk, edge)
-                else:
-                    hashed_gather(out, m, weight, table, first, places, weights, m - chunk, edge)
 
-    @njit(cache=True, parallel=True)
-    def forward(  # type: ignore[no-untyped-def]
-        position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, part, threads, far, out,
-    ):  # fmt: skip
-        num, table_size = slot.shape[0], tables.shape[1]
-        flat, rest = tables.reshape(-1, tables.shape[2]), _rest_of(position)
-        nested, starts = _starts_of(
-            level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, level.shape[0]
-        )
-        counter = np.zeros(1, np.int64)
-        for _ in prange(threads):
-            places, weights = _lanes_of(8), _lanes_of(5).view(np.float32)
+@njit(cache=True, parallel=True)
+def _forward(  # type: ignore[no-untyped-def]
+    position, slot, beta, tables, level, parent, treelet, top_level, dense, dense_offset, dense_grids,
+    cells, base_cells, hashed_dense, part, threads, far, out, width,
+):  # fmt: skip
+    num, table_size = slot.shape[0], tables.shape[1]
+    flat, rest = tables.reshape(-1, tables.shape[2]), _rest_of(position)
+    nested, starts = _starts_of(
+        level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, level.shape[0]
+    )
+    counter = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        places, weights = _lanes_of(8), _lanes_of(5).view(np.float32)
+        begin = take(counter) * part
+        while begin < num:
+            end = min(begin + part, num)
+            for m in range(begin, end):
+                for f in range(len(width)):
+                    out[m, f] = np.float32(0.0)
+            for grid in range(starts.shape[0]):
+                shape = _shape_of(grid, nested, base_cells, cells, table_size)
+                if grid < nested:
+                    _grid_of(
+                        begin, end, position, rest, slot, beta, dense, starts[grid], 0, shape, True, False,
+                        places, weights, out, width,
+                    )  # fmt: skip
+                else:
+                    _grid_of(
+                        begin, end, position, rest, slot, beta, flat, starts[grid], table_size, shape, hashed_dense,
+                        far and not hashed_dense, places, weights, out, width,
+                    )  # fmt: skip
             begin = take(counter) * part
-            while begin < num:
-                end = min(begin + part, num)
-                for m in range(begin, end):
-                    for f in range(features):
-                        out[m, f] = np.float32(0.0)
-                for grid in range(starts.shape[0]):
-                    shape = _shape_of(grid, nested, base_cells, cells, table_size)
-                    if grid < nested:
-                        grid_of(
-                            begin, end, position, rest, slot, beta, dense, starts[grid], 0, shape, True, False,
-                            places, weights, out,
-                        )  # fmt: skip
-                    else:
-                        grid_of(
-                            begin, end, position, rest, slot, beta, flat, starts[grid], table_size, shape, hashed_dense,
-                            far and not hashed_dense, places, weights, out,
-                        )  # fmt: skip
-                begin = take(counter) * part
-
-    return forward
 
 
 def _planes(features: int) -> int:
@@ -172,72 +175,70 @@ def _planes(features: int) -> int:
     return 1 if 4 * features >= _LINE else 2
 
 
-@functools.cache
-def _backward_kernel(features: int) -> Callable[..., None]:
-    planes = _planes(features)
-    dense_cells, hashed_cells = cells_of(features, planes, True), cells_of(features, planes, False)
-    fetch = fetch_rows(features, planes)
-    dense_scatter, hashed_scatter = scatter_rows(features, planes, True), scatter_rows(features, planes, False)
+@njit(cache=True)
+def _task_of(  # type: ignore[no-untyped-def]
+    parity, position, rest, slot, beta, gradient, table, marks, starts, own, shape, summed, far, places, weights,
+    width, planes,
+):  # fmt: skip
+    end, slots, edge = slot.shape[0], starts.shape[0], np.int64(shape[3])
+    for chunk in range(0, end, CHUNK):
+        stop = min(chunk + CHUNK, end)
+        for m in range(chunk, stop, LANES):
+            if summed:
+                write_dense_cells(position, rest, m, shape, parity, places, weights, m - chunk, width, planes)
+            else:
+                write_hashed_cells(position, rest, m, shape, parity, places, weights, m - chunk, width, planes)
+        for m in range(chunk, stop):
+            if far and m + _AHEAD < stop:
+                then = starts[slot[m + _AHEAD]] if slot[m + _AHEAD] < slots else -1
+                if then >= 0:
+                    fetch_rows(table, then, places, weights, m - chunk + _AHEAD, edge, width, planes)
+            s = slot[m]
+            first = starts[s] if s < slots else -1
+            if first < 0:
+                continue
+            weight = beta[m] if own > 0 and first == s * own else np.float32(1.0)
+            if summed:
+                scatter_dense_rows(
+                    gradient, m, weight, marks, table, first, places, weights, m - chunk, edge, width, planes
+                )  # fmt: skip
+            else:
+                scatter_hashed_rows(
+                    gradient, m, weight, marks, table, first, places, weights, m - chunk, edge, width, planes
+                )  # fmt: skip
 
-    @njit(cache=True)
-    def task_of(  # type: ignore[no-untyped-def]
-        parity, position, rest, slot, beta, gradient, table, marks, starts, own, shape, summed, far, places, weights,
-    ):  # fmt: skip
-        end, slots, edge = slot.shape[0], starts.shape[0], np.int64(shape[3])
-        for chunk in range(0, end, CHUNK):
-            stop = min(chunk + CHUNK, end)
-            for m in range(chunk, stop, LANES):
-                if summed:
-                    dense_cells(position, rest, m, shape, parity, places, weights, m - chunk)
-                else:
-                    hashed_cells(position, rest, m, shape, parity, places, weights, m - chunk)
-            for m in range(chunk, stop):
-                if far and m + _AHEAD < stop:
-                    then = starts[slot[m + _AHEAD]] if slot[m + _AHEAD] < slots else -1
-                    if then >= 0:
-                        fetch(table, then, places, weights, m - chunk + _AHEAD, edge)
-                s = slot[m]
-                first = starts[s] if s < slots else -1
-                if first < 0:
-                    continue
-                weight = beta[m] if own > 0 and first == s * own else np.float32(1.0)
-                if summed:
-                    dense_scatter(gradient, m, weight, marks, table, first, places, weights, m - chunk, edge)
-                else:
-                    hashed_scatter(gradient, m, weight, marks, table, first, places, weights, m - chunk, edge)
 
-    @njit(cache=True, parallel=True)
-    def backward(  # type: ignore[no-untyped-def]
-        position, slot, beta, gradient, level, parent, treelet, top_level, dense_offset, dense_grids,
-        cells, base_cells, hashed_dense, grad_tables, grad_dense, mark_tables, mark_dense, threads, far,
-    ):  # fmt: skip
-        slots, table_size = grad_tables.shape[0], grad_tables.shape[1]
-        flat, marks = grad_tables.reshape(-1, grad_tables.shape[2]), mark_tables.reshape(-1)
-        rest = _rest_of(position)
-        nested, starts = _starts_of(
-            level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, slots
-        )
-        grids = starts.shape[0]
-        counter = np.zeros(1, np.int64)
-        for _ in prange(threads):
-            places, weights = _lanes_of(8), _lanes_of(5).view(np.float32)
+@njit(cache=True, parallel=True)
+def _backward(  # type: ignore[no-untyped-def]
+    position, slot, beta, gradient, level, parent, treelet, top_level, dense_offset, dense_grids,
+    cells, base_cells, hashed_dense, grad_tables, grad_dense, mark_tables, mark_dense, threads, far,
+    width, planes,
+):  # fmt: skip
+    slots, table_size = grad_tables.shape[0], grad_tables.shape[1]
+    flat, marks = grad_tables.reshape(-1, grad_tables.shape[2]), mark_tables.reshape(-1)
+    rest = _rest_of(position)
+    nested, starts = _starts_of(
+        level, parent, treelet, top_level, dense_offset, dense_grids, base_cells, table_size, slots
+    )
+    grids = starts.shape[0]
+    counter = np.zeros(1, np.int64)
+    for _ in prange(threads):
+        places, weights = _lanes_of(8), _lanes_of(5).view(np.float32)
+        task = take(counter)
+        while task < grids * (3 - len(planes)):
+            grid, parity = task % grids, np.int32(task // grids)
+            shape = _shape_of(grid, nested, base_cells, cells, table_size)
+            if grid < nested:
+                _task_of(
+                    parity, position, rest, slot, beta, gradient, grad_dense, mark_dense, starts[grid], 0,
+                    shape, True, False, places, weights, width, planes,
+                )  # fmt: skip
+            else:
+                _task_of(
+                    parity, position, rest, slot, beta, gradient, flat, marks, starts[grid], table_size,
+                    shape, hashed_dense, far and not hashed_dense, places, weights, width, planes,
+                )  # fmt: skip
             task = take(counter)
-            while task < grids * (3 - planes):
-                grid, parity = task % grids, np.int32(task // grids)
-                shape = _shape_of(grid, nested, base_cells, cells, table_size)
-                if grid < nested:
-                    task_of(
-                        parity, position, rest, slot, beta, gradient, grad_dense, mark_dense, starts[grid], 0,
-                        shape, True, False, places, weights,
-                    )  # fmt: skip
-                else:
-                    task_of(
-                        parity, position, rest, slot, beta, gradient, flat, marks, starts[grid], table_size,
-                        shape, hashed_dense, far and not hashed_dense, places, weights,
-                    )  # fmt: skip
-                task = take(counter)
-
-    return backward
 
 
 def _part_of(num: int, arena: Arena) -> int:
@@ -255,13 +256,13 @@ def encode_into(
         out[n:] = 0.0
         position, slot, beta, out = position[:n], slot[:n], beta[:n], out[:n]
     with parallel_region():
-        _forward_kernel(arena.features)(
+        _forward(
             position.contiguous().numpy(), slot.contiguous().numpy(), beta.contiguous().numpy(),
             arena.tables.detach().numpy(), arena.level.numpy(), arena.parent.numpy(), arena.treelet.numpy(),
             arena.top_level.numpy(), arena.dense.detach().numpy(), arena.dense_offset.numpy(),
             arena.dense_grids.numpy(), arena.cells, arena.base_cells,
             table_is_dense(arena.cells, arena.table_size), _part_of(position.shape[0], arena), get_num_threads(),
-            arena.tables.nbytes > _TABLES, out.numpy(),
+            arena.tables.nbytes > _TABLES, out.numpy(), (0,) * arena.features,
         )  # fmt: skip
 
 
@@ -291,14 +292,14 @@ class _Encode(torch.autograd.Function):
         position, slot, beta = ctx.saved_tensors
         arena, gradients = ctx.arena, ctx.gradients
         with parallel_region():
-            _backward_kernel(arena.features)(
+            _backward(
                 position.contiguous().numpy(), slot.contiguous().numpy(), beta.contiguous().numpy(),
                 grad.contiguous().numpy(), arena.level.numpy(),
                 arena.parent.numpy(), arena.treelet.numpy(), arena.top_level.numpy(), arena.dense_offset.numpy(),
                 arena.dense_grids.numpy(), arena.cells, arena.base_cells,
                 table_is_dense(arena.cells, arena.table_size), gradients.tables.numpy(), gradients.dense.numpy(),
                 gradients.mark_tables.numpy(), gradients.mark_dense.numpy(), get_num_threads(),
-                gradients.tables.nbytes > _TABLES,
+                gradients.tables.nbytes > _TABLES, (0,) * arena.features, (0,) * _planes(arena.features),
             )  # fmt: skip
         return torch.zeros(()), None, None, None, None, None, None
 

@@ -6,9 +6,11 @@ Samples are handled in chunks, whose cells are written down first: `places` int3
 counted in values (row times features) from the grid's first row on, and `weights` float32 [5, CHUNK]: the products of
 the shares along y and z, then the share of the upper vertex along x. In a dense grid neighbours along x lie side by
 side and the others at fixed distances, so the lowest vertex's place is enough.
+
+How many features there are and how many planes of a cell, 1 or 2, kernels know by the lengths of two tuples, `width`
+and `planes`: constants in a closure with compiled functions would have every process compile them anew.
 """
 
-import functools
 from typing import Any
 
 from llvmlite import ir
@@ -24,6 +26,7 @@ CHUNK = 128
 _PRIMES = (1, 2654435761, 805459861)
 """Of the hash of 2x2x2 blocks, after Teschner et al. 2003."""
 _WHOLE = ir.IntType(64)
+_intrinsic: Any = intrinsic  # its own type says that a call takes the typing context too
 
 
 def _data(context: Any, builder: Any, signature: Any, args: Any, k: int) -> Any:
@@ -50,18 +53,18 @@ def _hash_codes(vertex: Vector, axis: int) -> tuple[Vector, Vector]:
     return block | (odd << axis), above | ((odd ^ 1) << axis)
 
 
-@functools.cache
-def cells_of(features: int, planes: int, dense: bool) -> Any:
+def _writes_cells(dense: bool) -> Any:
     """Write down the cells of samples m .. m+LANES-1 as numbers j .. j+LANES-1 of a chunk.
 
     position: float32 [M, 3]. rest: the last samples where there are fewer than LANES, float32 [LANES * 3].
     shape: scale of positions (float32), highest cell, mask of a cell within its node, vertices along an edge, mask of
-    rows (all int32). planes: 2, or 1 for the vertices alone whose index along z has the parity given.
+    rows (all int32). planes: two, or one for the vertices alone whose index along z has the parity given.
     """
 
     @intrinsic
-    def cells(typingctx, position, rest, m, shape, parity, places, weights, j):  # type: ignore[no-untyped-def]
-        signature = types.void(position, rest, types.int64, shape, types.int32, places, weights, types.int64)
+    def cells(typingctx, position, rest, m, shape, parity, places, weights, j, width, planes):  # type: ignore[no-untyped-def]
+        whole, features, both = types.int64, width.count, planes.count == 2
+        signature = types.void(position, rest, whole, shape, types.int32, places, weights, whole, width, planes)
 
         def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
             scale, highest, wrap, edge, mask = (builder.extract_value(args[3], k) for k in range(5))
@@ -81,14 +84,14 @@ def cells_of(features: int, planes: int, dense: bool) -> Any:
             shares_z = [lower[2], upper[2]]
             # whether the vertex of this parity is the upper one
             flip = (vertex[2] ^ args[4]) & 1
-            if planes == 1:
+            if not both:
                 shares_z = [lower[2].where_set(flip, upper[2])]
             if dense:
-                z = vertex[2] if planes == 2 else vertex[2] + flip
+                z = vertex[2] if both else vertex[2] + flip
                 rows = [(z * edge + vertex[1]) * edge + vertex[0]]
             else:
                 x, y, z_codes = (_hash_codes(vertex[axis], axis) for axis in range(3))
-                chosen = z_codes if planes == 2 else (z_codes[0].where_set(flip, z_codes[1]),)
+                chosen = z_codes if both else (z_codes[0].where_set(flip, z_codes[1]),)
                 rows = [(a ^ b ^ c) & mask for c in chosen for b in y for a in x]
             shares = [y_share * z_share for z_share in shares_z for y_share in (lower[1], upper[1])] + [upper[0]]
             for k, columns in ((5, [row * features for row in rows]), (6, shares)):
@@ -122,44 +125,39 @@ def _places(
     return [[place] for place in pairs] + [[builder.add(place, along_z)] for place in pairs if planes == 2]
 
 
-@functools.cache
-def fetch_rows(features: int, planes: int) -> Any:
+@_intrinsic
+def fetch_rows(typingctx, table, first, places, weights, j, edge, width, planes):  # type: ignore[no-untyped-def]
     """Ask for the vertices of sample j of a chunk, in a hashed table, ahead of their use."""
+    features, count = width.count, planes.count
+    signature = types.void(table, types.int64, places, weights, types.int64, types.int64, width, planes)
 
-    @intrinsic
-    def fetch(typingctx, table, first, places, weights, j, edge):  # type: ignore[no-untyped-def]
-        signature = types.void(table, types.int64, places, weights, types.int64, types.int64)
+    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        base = _rows_on(builder, _data(context, builder, signature, args, 0), args[1], features)
+        small, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, small, small, small])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        for pair in _places(context, builder, signature, args[:-2], features, count, False):
+            for place in pair:
+                # to read, into all caches, data
+                hints = [small(0), small(3), small(1)]
+                builder.call(call, [builder.bitcast(builder.gep(base, [place]), byte), *hints])
+        return context.get_dummy_value()
 
-        def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            base = _rows_on(builder, _data(context, builder, signature, args, 0), args[1], features)
-            small, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [byte, small, small, small])
-            call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-            for pair in _places(context, builder, signature, args, features, planes, False):
-                for place in pair:
-                    # to read, into all caches, data
-                    hints = [small(0), small(3), small(1)]
-                    builder.call(call, [builder.bitcast(builder.gep(base, [place]), byte), *hints])
-            return context.get_dummy_value()
-
-        return signature, build
-
-    return fetch
+    return signature, build
 
 
-@functools.cache
-def gather_rows(features: int, dense: bool) -> Any:
+def _gathers_rows(dense: bool) -> Any:
     """out[m] += weight * sum over the vertices of sample j of a chunk; `first` is the grid's first row in `table`."""
 
     @intrinsic
-    def gather(typingctx, out, m, weight, table, first, places, weights, j, edge):  # type: ignore[no-untyped-def]
-        whole = types.int64
-        signature = types.void(out, whole, types.float32, table, whole, places, weights, whole, whole)
+    def gather(typingctx, out, m, weight, table, first, places, weights, j, edge, width):  # type: ignore[no-untyped-def]
+        whole, features = types.int64, width.count
+        signature = types.void(out, whole, types.float32, table, whole, places, weights, whole, whole, width)
 
         def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
             base = _rows_on(builder, _data(context, builder, signature, args, 3), args[4], features)
-            pairs = _places(context, builder, signature, args, features, 2, dense)
-            *products, share = _at(context, builder, signature, args, 1, 5)
+            pairs = _places(context, builder, signature, args[:-1], features, 2, dense)
+            *products, share = _at(context, builder, signature, args[:-1], 1, 5)
             sums: list[Vector] = []
             for pair, product in zip(pairs, products, strict=True):
                 lanes = 2 * features // len(pair)
@@ -177,22 +175,23 @@ def gather_rows(features: int, dense: bool) -> Any:
     return gather
 
 
-@functools.cache
-def scatter_rows(features: int, planes: int, dense: bool) -> Any:
+def _scatters_rows(dense: bool) -> Any:
     """table += weight * gradient[m] at the vertices of sample j of a chunk, whose blocks are marked."""
 
     @intrinsic
-    def scatter(typingctx, gradient, m, weight, marks, table, first, places, weights, j, edge):  # type: ignore[no-untyped-def]
-        whole = types.int64
-        signature = types.void(gradient, whole, types.float32, marks, table, whole, places, weights, whole, whole)
+    def scatter(typingctx, gradient, m, weight, marks, table, first, places, weights, j, edge, width, planes):  # type: ignore[no-untyped-def]
+        whole, real, features, count = types.int64, types.float32, width.count, planes.count
+        signature = types.void(
+            gradient, whole, real, marks, table, whole, places, weights, whole, whole, width, planes
+        )  # fmt: skip
 
         def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
             source = _rows_on(builder, _data(context, builder, signature, args, 0), args[1], features)
             # grids begin with whole blocks
             mark = builder.gep(_data(context, builder, signature, args, 3), [builder.lshr(args[5], _WHOLE(3))])
             base = _rows_on(builder, _data(context, builder, signature, args, 4), args[5], features)
-            pairs = _places(context, builder, signature, args, features, planes, dense)
-            *products, share = _at(context, builder, signature, args, 1, 2 * planes + 1)
+            pairs = _places(context, builder, signature, args[:-2], features, count, dense)
+            *products, share = _at(context, builder, signature, args[:-2], 1, 2 * count + 1)
             towards = Vector.load(builder, source, features) * args[2]
             upper = towards * share
             parts = [towards - upper, upper]
@@ -210,3 +209,8 @@ def scatter_rows(features: int, planes: int, dense: bool) -> Any:
         return signature, build
 
     return scatter
+
+
+write_dense_cells, write_hashed_cells = _writes_cells(True), _writes_cells(False)
+gather_dense_rows, gather_hashed_rows = _gathers_rows(True), _gathers_rows(False)
+scatter_dense_rows, scatter_hashed_rows = _scatters_rows(True), _scatters_rows(False)
