@@ -14,7 +14,7 @@ MAPPED = {"pipelines": f"{PACKAGE}.pipelines", "configs": f"{PACKAGE}.configs"}
 # A unit is a module or subpackage right below the package; "" is the package's own __init__. A unit may import units of
 # lower layers, and of its own layer only where SIBLINGS says so.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "process"}),
+    frozenset({"compiled", "errors", "process"}),
     frozenset({"arrays", "units", "configs"}),
     frozenset({"geometry", "kernels"}),
     frozenset({"settings"}),

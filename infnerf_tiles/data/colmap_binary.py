@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from infnerf_tiles.arrays import Float64, Int64, UInt8
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.data.colmap_records import MODEL_IDS, MODELS, CameraRecord, ImageTable, PointTable
 from infnerf_tiles.errors import DatasetError
 

@@ -2,6 +2,8 @@
 
 Frame: world metres, z up, ground at z = 0. Block (gx, gy) is the square of edge BLOCK_EDGE centred at
 (gx, gy) * BLOCK_EDGE; streets run along the block borders and nothing reaches over them, so blocks are independent.
+
+Its numbers are constants of kernels made with njit.
 """
 
 from dataclasses import dataclass

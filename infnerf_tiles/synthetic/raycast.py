@@ -5,15 +5,13 @@ caller builds it and casts again, so that a city of any size costs only what is 
 """
 
 import math
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from infnerf_tiles.arrays import Float32, Float64, Int32, Int64, UInt8
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.synthetic import texture
 from infnerf_tiles.synthetic.layout import (
     BLOCK_EDGE,
@@ -23,7 +21,6 @@ from infnerf_tiles.synthetic.layout import (
     MAX_HEIGHT,
     WALL,
 )
-from infnerf_tiles.synthetic.texture import kernel
 
 CELLS_PER_EDGE = 8  # cells per block edge
 CELL_EDGE = BLOCK_EDGE / CELLS_PER_EDGE
@@ -53,7 +50,7 @@ class Tables(NamedTuple):
     corner: Float64
 
 
-@kernel
+@njit
 def _inverse(d: float) -> float:
     """1/d, with a huge number for 0 so that a ray inside a slab stays inside it (0 * inf would be NaN)."""
     if abs(d) < 1.0 / _HUGE:
@@ -61,7 +58,7 @@ def _inverse(d: float) -> float:
     return 1.0 / d
 
 
-@kernel
+@njit
 def _enter(
     box: Float64, shape: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float,
     ix: float, iy: float, iz: float, nearest: float,
@@ -110,7 +107,7 @@ def _enter(
     return near if near <= far and 0.0 <= near < nearest else math.inf
 
 
-@kernel
+@njit
 def trace(
     tables: Tables, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, any_hit: bool, wanted: UInt8
 ) -> tuple[float, int, bool]:
@@ -176,7 +173,7 @@ def trace(
                 return best, found, complete
 
 
-@kernel
+@njit
 def _normal(box: Float64, shape: int, x: float, y: float, z: float) -> tuple[float, float, float]:
     """Outward unit normal of the surface of a solid at a point on it."""
     if shape == ELLIPSOID:
@@ -211,7 +208,7 @@ def _normal(box: Float64, shape: int, x: float, y: float, z: float) -> tuple[flo
     return nx, ny, nz
 
 
-@kernel
+@njit
 def _shadow(
     tables: Tables, x: float, y: float, z: float, nx: float, ny: float, nz: float, blocker: int, wanted: UInt8
 ) -> tuple[int, bool]:
@@ -232,7 +229,7 @@ def _shadow(
     return blocker, complete
 
 
-@kernel
+@njit
 def _albedo(
     tables: Tables, x: float, y: float, z: float, nx: float, nz: float, item: int
 ) -> tuple[float, float, float]:
@@ -253,7 +250,7 @@ def _albedo(
     return texture.wall(x, y, z, nx, box, style)
 
 
-@kernel
+@njit
 def _cast_group(
     tables: Tables, origin: Float64, rotation: Float64, directions: Float64, start: int, stop: int, shaded: bool,
     wanted: UInt8,
@@ -290,43 +287,30 @@ def _cast_group(
     return first, red * scale, green * scale, blue * scale, complete
 
 
-def _compiled(stamp: int) -> Callable[..., int]:
-    """The parallel kernel, cached on disk under `stamp`.
+@njit(cache=True, parallel=True)
+def cast_groups(
+    tables: Tables, origins: Float64, rotation: Float64, directions: Float64, group: int,
+    shaded: bool, t: Float64, rgb: Float32, wanted: UInt8,
+) -> int:  # fmt: skip
+    """Casts `group` consecutive rays for every output and stores their mean colour and the first one's distance.
 
-    numba's cache looks at the time stamp of a function's own file and at its closure, not at the functions it calls.
-    With the sources' checksum in the closure, and only this outermost kernel cached, an edit anywhere compiles it anew.
+    origins: float64 [n, 3], or [1, 3] for all; rotation: float64 [3, 3], applied to directions float64
+    [n * group, 3]. t: float64 [n]; rgb: float32 [n, 3], left alone unless `shaded`; outputs whose t is not NaN on
+    entry are skipped, those that need a missing block stay NaN. Returns how many those are.
     """
-
-    @njit(cache=True, parallel=True)
-    def cast_groups(
-        tables: Tables, origins: Float64, rotation: Float64, directions: Float64, group: int,
-        shaded: bool, t: Float64, rgb: Float32, wanted: UInt8,
-    ) -> int:  # fmt: skip
-        """Casts `group` consecutive rays for every output and stores their mean colour and the first one's distance.
-
-        origins: float64 [n, 3], or [1, 3] for all; rotation: float64 [3, 3], applied to directions float64
-        [n * group, 3]. t: float64 [n]; rgb: float32 [n, 3], left alone unless `shaded`; outputs whose t is not NaN on
-        entry are skipped, those that need a missing block stay NaN. Returns how many those are.
-        """
-        incomplete = stamp - stamp  # 0; the closure must use it
-        shared = origins.shape[0] == 1
-        for index in prange(t.shape[0]):
-            i = int(np.int64(index))  # prange counts in uint64, which would turn sums with int64 into floats
-            if t[i] == t[i]:
-                continue
-            distance, r, g, b, complete = _cast_group(
-                tables, origins[0 if shared else i], rotation, directions, i * group, (i + 1) * group, shaded, wanted
-            )
-            if complete:
-                t[i] = distance
-                if shaded:
-                    rgb[i, 0], rgb[i, 1], rgb[i, 2] = r, g, b
-            else:
-                incomplete += 1
-        return incomplete
-
-    return cast(Callable[..., int], cast_groups)
-
-
-_SOURCES = ("layout.py", "texture.py", "raycast.py")
-cast_groups = _compiled(zlib.crc32(b"".join((Path(__file__).parent / name).read_bytes() for name in _SOURCES)))
+    incomplete = 0
+    shared = origins.shape[0] == 1
+    for index in prange(t.shape[0]):
+        i = int(np.int64(index))  # prange counts in uint64, which would turn sums with int64 into floats
+        if t[i] == t[i]:
+            continue
+        distance, r, g, b, complete = _cast_group(
+            tables, origins[0 if shared else i], rotation, directions, i * group, (i + 1) * group, shaded, wanted
+        )
+        if complete:
+            t[i] = distance
+            if shaded:
+                rgb[i, 0], rgb[i, 1], rgb[i, 2] = r, g, b
+        else:
+            incomplete += 1
+    return incomplete

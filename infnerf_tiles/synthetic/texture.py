@@ -6,13 +6,11 @@ EDGE metres, so that photos at any distance agree on what they show.
 """
 
 import math
-from collections.abc import Callable
-from typing import TypeVar, cast
 
 import numpy as np
-from numba import njit
 
 from infnerf_tiles.arrays import Float32, Float64
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.synthetic.layout import (
     BLOCK_EDGE,
     CABIN,
@@ -29,14 +27,6 @@ from infnerf_tiles.synthetic.layout import (
     TILES,
     BlockRandom,
 )
-
-_Kernel = TypeVar("_Kernel", bound=Callable[..., object])
-
-
-def kernel(function: _Kernel) -> _Kernel:
-    """numba's njit that keeps the type, for functions that kernels call; only the outermost kernel is cached."""
-    return cast(_Kernel, njit(function))
-
 
 EDGE = 0.3  # width of the ramp at the edge of a painted detail, metres
 COUNTRYSIDE = 255  # ground kind outside the city
@@ -87,7 +77,7 @@ def _lattice() -> Float32:
 _LATTICE = _lattice()
 
 
-@kernel
+@njit
 def _random(ix: int, iy: int, seed: int) -> float:
     """A number in [0, 1) for a lattice cell."""
     h = np.uint64(ix) * np.uint64(0x9E3779B97F4A7C15)
@@ -99,7 +89,7 @@ def _random(ix: int, iy: int, seed: int) -> float:
     return float(np.int64(h >> np.uint64(40))) * (1.0 / 16777216.0)
 
 
-@kernel
+@njit
 def _noise(x: float, y: float, seed: int) -> float:
     """Value noise in [-1, 1] with features of size 1, repeating every _LATTICE_EDGE."""
     fx, fy = math.floor(x), math.floor(y)
@@ -114,7 +104,7 @@ def _noise(x: float, y: float, seed: int) -> float:
     return float(low * (1.0 - v) + high * v)
 
 
-@kernel
+@njit
 def _inside(a: float, low: float, high: float) -> float:
     """1 inside [low, high], 0 outside, linear ramps of width EDGE centred on the ends."""
     rise = min(max((a - low) / EDGE + 0.5, 0.0), 1.0)
@@ -122,23 +112,23 @@ def _inside(a: float, low: float, high: float) -> float:
     return rise * fall
 
 
-@kernel
+@njit
 def _mix(a: tuple[float, float, float], b: tuple[float, float, float], w: float) -> tuple[float, float, float]:
     return a[0] + (b[0] - a[0]) * w, a[1] + (b[1] - a[1]) * w, a[2] + (b[2] - a[2]) * w
 
 
-@kernel
+@njit
 def _scale(a: tuple[float, float, float], s: float) -> tuple[float, float, float]:
     return a[0] * s, a[1] * s, a[2] * s
 
 
-@kernel
+@njit
 def _pick(palette: Float64, index: int) -> tuple[float, float, float]:
     row = index % palette.shape[0]
     return palette[row, 0], palette[row, 1], palette[row, 2]
 
 
-@kernel
+@njit
 def ground(x: float, y: float, kind: int) -> tuple[float, float, float]:
     """Linear albedo of the ground at (x, y) in a block of this kind (or COUNTRYSIDE)."""
     broad = _noise(x * 0.11, y * 0.11, 3)
@@ -182,7 +172,7 @@ def ground(x: float, y: float, kind: int) -> tuple[float, float, float]:
     return _scale(paving, 0.95 + 0.25 * tiles)
 
 
-@kernel
+@njit
 def _road(border: float, other: float, along: float, broad: float, fine: float) -> tuple[float, float, float]:
     """Asphalt with a dashed centre line, zebra crossings before the junctions and a pale curb stone."""
     asphalt = _scale((0.150, 0.150, 0.156), 1.0 + 0.16 * broad + 0.07 * fine)
@@ -197,7 +187,7 @@ def _road(border: float, other: float, along: float, broad: float, fine: float) 
     return _mix(asphalt, (0.45, 0.44, 0.42), _inside(border, ROAD - 0.15, ROAD + 1.0) * _inside(other, ROAD, 1e9))
 
 
-@kernel
+@njit
 def wall(x: float, y: float, z: float, nx: float, box: Float64, style: int) -> tuple[float, float, float]:
     """Linear albedo of a facade: storeys of windows in one of three styles, a shop floor at the street."""
     colour = _pick(_WALLS, style)
@@ -239,7 +229,7 @@ def wall(x: float, y: float, z: float, nx: float, box: Float64, style: int) -> t
     return _mix(colour, pane, glass)
 
 
-@kernel
+@njit
 def flat_roof(x: float, y: float, box: Float64, style: int) -> tuple[float, float, float]:
     """Linear albedo of a flat roof: stained felt or gravel inside a pale parapet, sometimes skylights."""
     stain = _noise(x * 0.16, y * 0.16, style)
@@ -252,7 +242,7 @@ def flat_roof(x: float, y: float, box: Float64, style: int) -> tuple[float, floa
     return _mix(_scale(_pick(_WALLS, style), 0.9), colour, _inside(edge, 0.65, 1e9))
 
 
-@kernel
+@njit
 def solid(
     x: float, y: float, z: float, nx: float, nz: float, box: Float64, material: int, style: int
 ) -> tuple[float, float, float]:
@@ -278,7 +268,7 @@ def solid(
     return 0.12, 0.09, 0.065  # TRUNK
 
 
-@kernel
+@njit
 def sky(dx: float, dy: float, dz: float) -> tuple[float, float, float]:
     """Display colour of the sky in a unit direction: pale at the horizon, blue above, a soft glow at the sun."""
     up = math.sqrt(max(dz, 0.0))
@@ -291,7 +281,7 @@ def sky(dx: float, dy: float, dz: float) -> tuple[float, float, float]:
     )
 
 
-@kernel
+@njit
 def display(
     albedo: tuple[float, float, float], nx: float, ny: float, nz: float, z: float, sunlit: float
 ) -> tuple[float, float, float]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
-from numba import njit
 
 from infnerf_tiles.arrays import Float32, Float64, Int64
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.geometry.node_id import decode_keys
 from infnerf_tiles.kernels.arena import Samples
 

@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
-from numba import njit
 
 from infnerf_tiles.arrays import Bool, Float64, Int32, Int64, UInt8
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.geometry.node_id import decode_keys, encode_keys
 
 

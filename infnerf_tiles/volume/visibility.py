@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, Int32, Int64
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import Samples
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, UInt8
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import adam_scalars
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, Int64
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 from infnerf_tiles.kernels.reference.packed import as_offsets
 
@@ -149,7 +150,7 @@ def composite(
     Returns:
         colour [Q, 3] (premultiplied), transmittance [Q], depth [Q] (sum of w t) and weights [M].
     """
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = _Composite.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _Composite.apply(
         as_offsets(ray_start, ray_count), sigma.contiguous(), colour.contiguous(), t.contiguous(), dt.contiguous(), stop
     )
     return result

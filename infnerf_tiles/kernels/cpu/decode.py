@@ -202,7 +202,7 @@ def decode(
     unused = features.shape[0] - n
     used, rays = (features[:n], ray[:n]) if unused else (features, ray)
     if torch.is_grad_enabled() and any(value.requires_grad for value in (features, *parameters)):
-        sigma, colour = _Decode.apply(used, rays, basis, constants, dtype, *parameters)  # type: ignore[no-untyped-call]
+        sigma, colour = _Decode.apply(used, rays, basis, constants, dtype, *parameters)
     else:
         widths, layers = _filled(parameters, dtype)
         sigma, colour, _, _ = _shaded(used.detach().contiguous(), rays, basis, layers, widths, constants, keep=False)

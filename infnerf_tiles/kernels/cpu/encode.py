@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads, prange
 from torch import Tensor
 
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import Arena, Gradients, table_is_dense
 from infnerf_tiles.kernels.cpu.rows import (
     CHUNK,
@@ -330,7 +331,7 @@ def encode(
         n = int(count)
         used = encode(position[:n], slot[:n], beta[:n], arena, gradients, None if known is None else known[:n])
         return torch.cat([used, used.new_zeros((position.shape[0] - n, arena.features))])
-    features: Tensor = _Encode.apply(  # type: ignore[no-untyped-call]
+    features: Tensor = _Encode.apply(
         gradients.anchor, position, slot, beta, arena, gradients, known
     )
     return features

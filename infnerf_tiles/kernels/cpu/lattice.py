@@ -1,13 +1,12 @@
 """A ray's step lattice for numba kernels: steps in the root cube, blocks of steps, steps inside a cell.
 
 Coordinates in [0, 1) are also held as integers of FIXED_BITS bits, whose high bits are the cells of any level.
-numba's cache of a kernel does not see changes here: change the files that use them as well.
 """
 
 import math
 from typing import Any, NamedTuple
 
-from numba import njit
+from infnerf_tiles.compiled import njit
 
 FIXED_BITS = 40
 """Cells of the deepest level have 24 bits; those behind keep what is cut off small."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numba import njit
 
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.cpu.products import BIAS, MASK, PLAIN, RELU, convert, outer_sum, product, taken
 
 BASIS = 16

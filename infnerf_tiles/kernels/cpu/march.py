@@ -8,9 +8,10 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
 from infnerf_tiles.arrays import Float32, Float64, Int32, Int64, UInt8
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
 from infnerf_tiles.kernels.cpu.lattice import FIXED_BITS, block_size, fixed, most_halvings, place_at, ray_of
 from infnerf_tiles.kernels.cpu.threads import parallel_region

@@ -1,10 +1,10 @@
 """What samples say about nodes: how fine they were seen, where more is wanted, which cells rays reached."""
 
 import numpy as np
-from numba import njit
 from torch import Tensor
 
 from infnerf_tiles.arrays import Float32, Int32, Int64
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import Arena
 
 

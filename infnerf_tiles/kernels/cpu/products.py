@@ -3,8 +3,7 @@
 Factors are float32 or, where the processor multiplies those faster, bfloat16: an int32 array holds two of them in each
 element, neighbours along the terms of a sum. Sums are float32 in both cases, taken term by term.
 
-numba's cache of a kernel does not see changes here: touch the files that use them. Shapes are literals rather than
-closures: a kernel that closes over compiled functions is compiled anew by every process.
+Shapes are literals rather than closures: what closes over compiled functions is compiled anew by every process.
 """
 
 import contextlib
@@ -120,7 +119,7 @@ def _fused(builder: Any, left: Any, right: Any, total: Any, pairs: bool) -> Any:
     kind = ir.VectorType(_BFloat(), 2 * lanes)
     name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
     signature = ir.FunctionType(total.type, [total.type, kind, kind])
-    dot = cgutils.get_or_insert_function(builder.module, signature, name)  # type: ignore[no-untyped-call]
+    dot = cgutils.get_or_insert_function(builder.module, signature, name)
     return builder.call(dot, [total, builder.bitcast(left, kind), builder.bitcast(right, kind)])
 
 

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
 from infnerf_tiles.arrays import Bool, Float64, Int32, Int64, check_shape
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import MarchSettings, Rays
 from infnerf_tiles.kernels.cpu.lattice import FIXED_BITS, fixed, place_at, ray_of, steps_inside, until, ways_of
 from infnerf_tiles.kernels.cpu.threads import parallel_region

@@ -1,7 +1,5 @@
 """Rows and weights of many cells side by side, and rows of features as vectors, for numba kernels.
 
-numba's cache of a kernel does not see changes here: touch the files that use them.
-
 Samples are handled in chunks, whose cells are written down first: `places` int32 [8, CHUNK] of the vertices, x fastest,
 counted in values (row times features) from the grid's first row on, and `weights` float32 [5, CHUNK]: the products of
 the shares along y and z, then the share of the upper vertex along x. In a dense grid neighbours along x lie side by

@@ -1,7 +1,4 @@
-"""Arithmetic on vectors in LLVM's language, for numba kernels: what its compiler does not find by itself.
-
-numba's cache of a kernel does not see changes here: touch the files that use them.
-"""
+"""Arithmetic on vectors in LLVM's language, for numba kernels: what its compiler does not find by itself."""
 
 from typing import Any, Self
 

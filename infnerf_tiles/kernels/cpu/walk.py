@@ -1,16 +1,16 @@
 """Rays on their way through the octree: which steps of each have a sample, and which node draws it.
 
 A ray jumps over empty cells, blocks of cells and nodes. Jumps only leave out steps, never one in an occupied cell, and
-move none. numba's cache of a kernel does not see changes here: change the files that use them as well.
+move none.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from infnerf_tiles.arrays import Float64, Int32, Int64, UInt8
+from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.cpu.lattice import (
     FIXED_BITS,
     Ray,
