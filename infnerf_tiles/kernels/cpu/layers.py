@@ -17,7 +17,8 @@ from typing import Self
 import numpy as np
 
 from infnerf_tiles.compiled import njit
-from infnerf_tiles.kernels.cpu.products import BIAS, MASK, PLAIN, RELU, convert, outer_sum, product, taken
+from infnerf_tiles.kernels.cpu.products import BIAS, MASK, PLAIN, RELU, convert, outer_sum, product
+from infnerf_tiles.kernels.cpu.threads import take
 
 BASIS = 16
 ROWS = 96
@@ -99,7 +100,7 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
         wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
         h, rgb = np.empty((ROWS, geometry), np.float32), np.empty((ROWS, COLOURS), np.float32)
         while True:
-            block = taken(counter)
+            block = take(counter)
             if block * BLOCK >= num:
                 break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
@@ -163,7 +164,7 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
         d4, d5, x = np.empty((ROWS, row), kind), np.empty((ROWS, rgb_row), kind), np.empty((ROWS, x_row), kind)
         spare = np.empty(spare_size, kind)
         while True:
-            block = taken(counter)
+            block = take(counter)
             if block * BLOCK >= num:
                 break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
@@ -228,7 +229,7 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
         wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
         h1, h2 = np.empty((ROWS, row), kind), np.empty((ROWS, 4), np.float32)
         while True:
-            block = taken(counter)
+            block = take(counter)
             if block * BLOCK >= num:
                 break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):

@@ -303,14 +303,3 @@ def convert(typingctx, source, source_at, target, target_at, rows, columns, targ
         return context.get_dummy_value()
 
     return signature, build
-
-
-@_intrinsic
-def taken(typingctx, counter):  # type: ignore[no-untyped-def]
-    """The first element of an int64 array, which is one higher for who asks next, in whatever thread."""
-
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        place = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", place, ir.Constant(_INT, 1), "monotonic")
-
-    return types.int64(counter), build
