@@ -24,7 +24,7 @@ _CELL_BYTES = 20
 """Of a look at an occupancy cell, densities apart: masks, random numbers, rows."""
 _ASSIGNING_BYTES = 96 << 20
 """Of the rays that are cast at a time to find out where patches belong."""
-_HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 8 << 10
+_HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 4 << 10
 """What thousands of steps of ever other sizes leave between blocks, which a few calibrating ones do not."""
 _STREAMING = 1.25
 """Memory of pixels that are exchanged now and then, over that of those in use."""
@@ -102,9 +102,9 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
 def _training_bytes(found: Partition, measured: Calibration, slots: int) -> int:
     """State of a training with that many slots, and the most that anything takes beside it: a step, a look at all
     cells' densities with the rows on their way out, or keeping the state."""
-    shape, f = found.shape, found.settings.field
+    shape = found.shape
     cells = slots * shape.occupancy_cells**3
-    looking = min(cells, _CELLS_AT_ONCE) * 4 * (shape.features + 2 * f.hidden + f.geometry_features + 16)
+    looking = min(cells, _CELLS_AT_ONCE) * 4 * (shape.features + 16)
     rows = slots * 2 * shape.row_length
     state = measured.fixed_bytes + slots * measured.slot_bytes
     keeping = min(3 * slots * 4 * shape.row_length, 4 * BUNDLE_CHUNK_BYTES)
