@@ -31,14 +31,16 @@ _SHELL = 1.5
 
 
 def training_step(bench: Bench) -> list[Result]:
-    """The default field: 100 nodes on the processor, with the default number of samples a step and with 65,536; N 128,
+    """The default field: 100 nodes on the processor, with the default number of samples a step, 2^16 and 2^18; N 128,
     T 2^16, 800 nodes and 2^19 samples a step on a GPU."""
     if bench.on_gpu:
         wide = ["octree.cells=128", "field.table_log2=16", "training.samples_per_step=524288"]
         return [_step(bench, "training step", wide, nodes=800, depth=4)]
     results = [_step(bench, "training step", [], nodes=100, depth=3)]
     if not bench.quick:
-        results.append(_step(bench, "training step, large", ["training.samples_per_step=65536"], nodes=100, depth=3))
+        for log2 in (16, 18):
+            more = [f"training.samples_per_step={1 << log2}"]
+            results.append(_step(bench, f"training step of 2^{log2}", more, nodes=100, depth=3))
     return results
 
 
