@@ -331,7 +331,5 @@ def encode(
         n = int(count)
         used = encode(position[:n], slot[:n], beta[:n], arena, gradients, None if known is None else known[:n])
         return torch.cat([used, used.new_zeros((position.shape[0] - n, arena.features))])
-    features: Tensor = _Encode.apply(
-        gradients.anchor, position, slot, beta, arena, gradients, known
-    )
+    features: Tensor = _Encode.apply(gradients.anchor, position, slot, beta, arena, gradients, known)
     return features

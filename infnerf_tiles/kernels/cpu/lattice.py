@@ -6,7 +6,12 @@ Coordinates in [0, 1) are also held as integers of FIXED_BITS bits, whose high b
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+from torch import Tensor
+
+from infnerf_tiles.arrays import Float64, Int64
 from infnerf_tiles.compiled import njit
+from infnerf_tiles.kernels.arena import MarchSettings, Rays
 
 FIXED_BITS = 40
 """Cells of the deepest level have 24 bits; those behind keep what is cut off small."""
@@ -15,6 +20,37 @@ _ONE = 2.0**FIXED_BITS
 _FAR = 1e300
 _GUARD = 1e-12
 _FLAT = 1e-30
+
+
+class Packet(NamedTuple):
+    """Rays and what they are marched with, as numba kernels take them."""
+
+    origins: Float64
+    """float64 [Q, 3]: in the unit cube. This and the next three as in `Rays`."""
+    directions: Float64
+    """float64 [Q, 3]."""
+    footprint: Float64
+    """float64 [Q]."""
+    offset: Float64
+    """float64 [Q]."""
+    start: Int64
+    """int64 [Q]: lattice step to start from, -1 leaves the ray out."""
+    near: float
+    """World units. This and the next three as in `MarchSettings`."""
+    step: float
+    gsd_root: float
+    lod_bias: float
+
+
+def packet_of(rays: Rays, settings: MarchSettings, start: Tensor | None) -> Packet:
+    """A packet of rays; start: int64 [Q], None: all start at their first step."""
+    begin = np.zeros(rays.origins.shape[0], np.int64) if start is None else np.ascontiguousarray(start.numpy())
+    columns = (rays.origins, rays.directions, rays.footprint, rays.offset)
+    origins, directions, footprint, offset = (np.ascontiguousarray(column.numpy()) for column in columns)
+    return Packet(
+        origins=origins, directions=directions, footprint=footprint, offset=offset, start=begin,
+        near=settings.near, step=settings.step, gsd_root=settings.gsd_root, lod_bias=settings.lod_bias,
+    )  # fmt: skip
 
 
 class Ray(NamedTuple):
@@ -73,6 +109,16 @@ def ray_of(
     lambda_near = math.log2(gsd_root / (mid_near * footprint)) + lod_bias
     first, last = _step_range(ox, oy, oz, dx, dy, dz, mid_near, offset, log_q)
     return Ray(ox, oy, oz, dx, dy, dz, c, offset, mid_near, log_q, log_q * 1.4426950408889634, lambda_near, first, last)
+
+
+@njit(cache=True)
+def ray_in(packet: Packet, q: int) -> Ray:
+    """Ray q of a packet."""
+    o, d = packet.origins, packet.directions
+    return ray_of(
+        (o[q, 0], o[q, 1], o[q, 2]), (d[q, 0], d[q, 1], d[q, 2]), packet.footprint[q], packet.offset[q],
+        packet.near, packet.step, packet.gsd_root, packet.lod_bias,
+    )  # fmt: skip
 
 
 @njit(cache=True)

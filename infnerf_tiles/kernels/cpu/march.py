@@ -10,12 +10,21 @@ import numpy as np
 import torch
 from numba import prange
 
-from infnerf_tiles.arrays import Float32, Float64, Int32, Int64, UInt8
+from infnerf_tiles.arrays import Float32, Int32, Int64, UInt8
 from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
-from infnerf_tiles.kernels.cpu.lattice import FIXED_BITS, block_size, fixed, most_halvings, place_at, ray_of
+from infnerf_tiles.kernels.cpu.lattice import (
+    FIXED_BITS,
+    Packet,
+    block_size,
+    fixed,
+    most_halvings,
+    packet_of,
+    place_at,
+    ray_in,
+)
 from infnerf_tiles.kernels.cpu.threads import parallel_region
-from infnerf_tiles.kernels.cpu.walk import GROUP, is_set, walk
+from infnerf_tiles.kernels.cpu.walk import GROUP, Nodes, is_set, walk
 
 _KNOWN = 128
 """Samples of a ray that are noted while they are counted; rays with more are walked once more."""
@@ -44,36 +53,12 @@ def _coarsen(occupancy: UInt8, log_cells: int, log_blocks: int, blocks: UInt8) -
 
 @njit(cache=True, parallel=True)
 def _count(
-    origins: Float64,
-    directions: Float64,
-    footprint: Float64,
-    offset: Float64,
-    start: Int64,
-    near: float,
-    step: float,
-    gsd_root: float,
-    lod_bias: float,
-    limit: int,
-    root: int,
-    children: Int32,
-    occupancy: UInt8,
-    blocks: UInt8,
-    any_occupied: UInt8,
-    log_cells: int,
-    log_blocks: int,
-    adapt: bool,
-    counts: Int64,
-    ends: Int64,
-    known_step: Int32,
+    packet: Packet, nodes: Nodes, limit: int, adapt: bool, counts: Int64, ends: Int64, known_step: Int32,
     known_slot: Int32,
-) -> None:
+) -> None:  # fmt: skip
     """Count each ray's samples, and note the steps (from the ray's first) and slots of as many as there is room for."""
-    for group in prange((origins.shape[0] + GROUP - 1) // GROUP):
-        walk(
-            np.int64(group), origins, directions, footprint, offset, start, near, step, gsd_root, lod_bias, limit,
-            root, children, occupancy, blocks, any_occupied, log_cells, log_blocks, adapt,
-            counts, ends, known_step, known_slot,
-        )  # fmt: skip
+    for group in prange((packet.start.shape[0] + GROUP - 1) // GROUP):
+        walk(np.int64(group), packet, nodes, limit, adapt, counts, ends, known_step, known_slot)
 
 
 @njit(cache=True)
@@ -101,17 +86,8 @@ def _store_position(
 
 @njit(cache=True, parallel=True)
 def _fill(
-    origins: Float64,
-    directions: Float64,
-    footprint: Float64,
-    offset: Float64,
-    start: Int64,
-    near: float,
-    step: float,
-    gsd_root: float,
-    lod_bias: float,
-    occupancy: UInt8,
-    log_cells: int,
+    packet: Packet,
+    nodes: Nodes,
     adapt: bool,
     level: Int32,
     treelet: Int32,
@@ -137,15 +113,12 @@ def _fill(
     out_slot_above: Int32,
     out_position_above: Float32,
 ) -> None:
-    for q in prange(origins.shape[0]):
+    for q in prange(packet.start.shape[0]):
         kept = ray_start[q + 1] - ray_start[q]
         if kept == 0:
             continue
-        ray = ray_of(
-            (origins[q, 0], origins[q, 1], origins[q, 2]), (directions[q, 0], directions[q, 1], directions[q, 2]),
-            footprint[q], offset[q], near, step, gsd_root, lod_bias,
-        )  # fmt: skip
-        begin = max(ray.first, start[q])
+        ray = ray_in(packet, q)
+        begin = max(ray.first, packet.start[q])
         most = most_halvings(ray)
         half_step = 1.0 + 0.5 * ray.c
         size, long = 1, 0.0
@@ -188,10 +161,9 @@ def _fill(
                     beta = 1.0
                     other = above[tree]
                     # where the treelet above draws nothing, its field is unknown rather than empty
-                    shift = FIXED_BITS - level[other] - log_cells
-                    if not is_set(
-                        occupancy, other, fixed(place[0]), fixed(place[1]), fixed(place[2]), shift, log_cells
-                    ):
+                    shift = FIXED_BITS - level[other] - nodes.log_cells
+                    fx, fy, fz = fixed(place[0]), fixed(place[1]), fixed(place[2])
+                    if not is_set(nodes.occupancy, other, fx, fy, fz, shift, nodes.log_cells):
                         other = -1
                 out_ray[m] = q
                 out_t[m] = t
@@ -250,35 +222,33 @@ def march(
             For training: most of the air over a scene is drawn by coarse nodes.
     """
     num = rays.origins.shape[0]
-    packet = (rays.origins, rays.directions, rays.footprint, rays.offset)
-    o, d, footprint, offset = (np.ascontiguousarray(x.numpy()) for x in packet)
-    begin = np.zeros(num, np.int64) if start is None else np.ascontiguousarray(start.numpy())
+    packet = packet_of(rays, settings, start)
     counts = np.zeros(num, np.int64)
     ends = np.empty(num, np.int64)
-    children, occupancy, any_occupied = arena.children.numpy(), arena.occupancy.numpy(), arena.any_occupied.numpy()
+    occupancy = arena.occupancy.numpy()
     log_cells = arena.occupancy_cells.bit_length() - 1
     log_blocks = log_cells - min(_LOG_BLOCK, log_cells - 1)
     blocks = np.empty((occupancy.shape[0], 1 << max(0, 3 * log_blocks - 3)), np.uint8)
-    lattice = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)
+    nodes = Nodes(
+        root=arena.root, children=arena.children.numpy(), any_occupied=arena.any_occupied.numpy(),
+        occupancy=occupancy, log_cells=log_cells, blocks=blocks, log_blocks=log_blocks,
+    )  # fmt: skip
     most = np.iinfo(np.int64).max if limit is None else limit
     known = _notes(num, min(most, _KNOWN))
     with parallel_region():
         _coarsen(occupancy, log_cells, log_blocks, blocks)
-        _count(
-            o, d, footprint, offset, begin, *lattice, most,
-            arena.root, children, occupancy, blocks, any_occupied, log_cells, log_blocks, adapt, counts, ends, *known,
-        )  # fmt: skip
+        _count(packet, nodes, most, adapt, counts, ends, *known)
         # few rays, if any, have more samples than were noted
         long = np.flatnonzero(counts > known[0].shape[1])
         again, long_row = counts[long], np.zeros(num, np.int64)
         noted = _notes(len(long), int(again.max(initial=0)))
         if len(long):
             long_row[long] = np.arange(len(long))
-            _count(
-                o[long], d[long], footprint[long], offset[long], begin[long], *lattice, most,
-                arena.root, children, occupancy, blocks, any_occupied, log_cells, log_blocks, adapt,
-                again, np.empty_like(again), *noted,
+            few = packet._replace(
+                origins=packet.origins[long], directions=packet.directions[long], footprint=packet.footprint[long],
+                offset=packet.offset[long], start=packet.start[long],
             )  # fmt: skip
+            _count(few, nodes, most, adapt, again, np.empty_like(again), *noted)
         ray_start = np.zeros(num + 1, np.int64)
         np.cumsum(counts if keep is None else np.minimum(counts, keep), out=ray_start[1:])
         m = int(ray_start[-1])
@@ -286,10 +256,9 @@ def march(
         t, dt, wanted, beta, blend = (np.empty(m, np.float32) for _ in range(5))
         position, position_above = np.empty((m, 3), np.float32), np.empty((m, 3), np.float32)
         _fill(
-            o, d, footprint, offset, begin, *lattice, occupancy, log_cells, adapt, arena.level.numpy(),
-            arena.treelet.numpy(), arena.lambda_max.numpy(), arena.top_level.numpy(), arena.top_xyz.numpy(),
-            arena.above.numpy(), counts, *known, long_row, *noted, ray_start,
-            ray, t, dt, wanted, slot, beta, position, blend, slot_above, position_above,
+            packet, nodes, adapt, arena.level.numpy(), arena.treelet.numpy(), arena.lambda_max.numpy(),
+            arena.top_level.numpy(), arena.top_xyz.numpy(), arena.above.numpy(), counts, *known, long_row, *noted,
+            ray_start, ray, t, dt, wanted, slot, beta, position, blend, slot_above, position_above,
         )  # fmt: skip
     new = torch.from_numpy
     return Samples(

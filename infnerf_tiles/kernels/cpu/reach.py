@@ -6,10 +6,20 @@ import numpy as np
 import torch
 from numba import prange
 
-from infnerf_tiles.arrays import Bool, Float64, Int32, Int64, check_shape
+from infnerf_tiles.arrays import Bool, Int32, Int64, check_shape
 from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import MarchSettings, Rays
-from infnerf_tiles.kernels.cpu.lattice import FIXED_BITS, fixed, place_at, ray_of, steps_inside, until, ways_of
+from infnerf_tiles.kernels.cpu.lattice import (
+    FIXED_BITS,
+    Packet,
+    fixed,
+    packet_of,
+    place_at,
+    ray_in,
+    steps_inside,
+    until,
+    ways_of,
+)
 from infnerf_tiles.kernels.cpu.threads import parallel_region
 
 END = np.iinfo(np.int64).max
@@ -18,34 +28,16 @@ END = np.iinfo(np.int64).max
 
 @njit(cache=True, parallel=True)
 def _reach(
-    origins: Float64,
-    directions: Float64,
-    footprint: Float64,
-    offset: Float64,
-    start: Int64,
-    near: float,
-    step: float,
-    gsd_root: float,
-    lod_bias: float,
-    children: Int32,
-    held: Bool,
-    dead: Bool,
-    beyond: bool,
-    ends: Int64,
-    lacking: Int32,
-    met: Bool,
+    packet: Packet, children: Int32, held: Bool, dead: Bool, beyond: bool, ends: Int64, lacking: Int32, met: Bool
 ) -> None:
-    for q in prange(origins.shape[0]):
+    for q in prange(packet.start.shape[0]):
         ends[q] = END
         lacking[q] = -1
-        if start[q] < 0:
+        if packet.start[q] < 0:
             continue
-        ray = ray_of(
-            (origins[q, 0], origins[q, 1], origins[q, 2]), (directions[q, 0], directions[q, 1], directions[q, 2]),
-            footprint[q], offset[q], near, step, gsd_root, lod_bias,
-        )  # fmt: skip
+        ray = ray_in(packet, q)
         ways = ways_of(ray)
-        i = max(ray.first, start[q])
+        i = max(ray.first, packet.start[q])
         while i < ray.last:
             # as the march finds a step's place and node, to the last bit
             s = i + ray.offset
@@ -101,13 +93,7 @@ def reach(
     """
     num, nodes = rays.origins.shape[0], held.shape[0]
     check_shape("children", children, (nodes, 8))
-    packet = (rays.origins, rays.directions, rays.footprint, rays.offset, start)
-    origins, directions, footprint, offset, begin = (np.ascontiguousarray(x.numpy()) for x in packet)
     ends, lacking, met = np.empty(num, np.int64), np.empty(num, np.int32), np.zeros(nodes, np.bool_)
     with parallel_region():
-        _reach(
-            origins, directions, footprint, offset, begin,
-            settings.near, settings.step, settings.gsd_root, settings.lod_bias,
-            children, held, dead, beyond, ends, lacking, met,
-        )  # fmt: skip
+        _reach(packet_of(rays, settings, start), children, held, dead, beyond, ends, lacking, met)
     return ends, lacking, met

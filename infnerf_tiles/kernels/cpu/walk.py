@@ -5,21 +5,22 @@ move none.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float64, Int32, Int64, UInt8
+from infnerf_tiles.arrays import Int32, Int64, UInt8
 from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.cpu.lattice import (
     FIXED_BITS,
+    Packet,
     Ray,
     Ways,
     block_size,
     fixed,
     most_halvings,
     place_at,
-    ray_of,
+    ray_in,
     steps_inside,
     until,
     ways_of,
@@ -27,6 +28,26 @@ from infnerf_tiles.kernels.cpu.lattice import (
 
 GROUP = 32
 """Rays that a thread follows at once: enough that it seldom waits, few enough to stay in its nearest cache."""
+
+
+class Nodes(NamedTuple):
+    """Resident nodes as rays meet them: of an `Arena`, with bits of blocks of cells."""
+
+    root: int
+    """Slot of the root."""
+    children: Int32
+    """int32 [S, 8]."""
+    any_occupied: UInt8
+    """uint8 [S]: 0 where nothing is in the node or below it."""
+    occupancy: UInt8
+    """uint8 [S, bytes]: a bit per cell, x fastest."""
+    log_cells: int
+    """Logarithm of the cells per edge."""
+    blocks: UInt8
+    """uint8 [S, bytes]: a bit per block of cells, set where any of them is."""
+    log_blocks: int
+    """Logarithm of the blocks per edge."""
+
 
 _WALKER = np.dtype(
     [
@@ -68,16 +89,16 @@ def _set_out(w: Any, ray: Ray, q: int, begin: int) -> None:
 
 
 @njit(cache=True)
-def _find_node(w: Any, root: int, children: Int32, any_occupied: UInt8) -> None:
+def _find_node(w: Any, nodes: Nodes) -> None:
     """Walk down to the node that draws a walker's step."""
     wanted = w.lambda_near - (w.i + w.offset) * w.log2_q
-    slot, level, region = root, 0, FIXED_BITS
+    slot, level, region = nodes.root, 0, FIXED_BITS
     while True:
-        blank = any_occupied[slot] == 0
+        blank = nodes.any_occupied[slot] == 0
         if blank or level >= wanted:
             break
         bit = FIXED_BITS - 1 - level
-        below = children[slot, ((w.fx >> bit) & 1) + 2 * ((w.fy >> bit) & 1) + 4 * ((w.fz >> bit) & 1)]
+        below = nodes.children[slot, ((w.fx >> bit) & 1) + 2 * ((w.fy >> bit) & 1) + 4 * ((w.fz >> bit) & 1)]
         region = bit
         if below < 0:
             # the missing child's cube is where this node draws
@@ -117,23 +138,9 @@ def _emit(w: Any, stop: int, limit: int, adapt: bool, known_step: Int32, known_s
 @njit(cache=True)
 def walk(
     group: np.int64,
-    origins: Float64,
-    directions: Float64,
-    footprint: Float64,
-    offset: Float64,
-    start: Int64,
-    near: float,
-    step: float,
-    gsd_root: float,
-    lod_bias: float,
+    packet: Packet,
+    nodes: Nodes,
     limit: int,
-    root: int,
-    children: Int32,
-    occupancy: UInt8,
-    blocks: UInt8,
-    any_occupied: UInt8,
-    log_cells: int,
-    log_blocks: int,
     adapt: bool,
     counts: Int64,
     ends: Int64,
@@ -149,16 +156,13 @@ def walk(
     walkers = np.empty(GROUP, _WALKER)
     going = np.empty(GROUP, np.int64)
     num = 0
-    for q in range(group * GROUP, min((group + 1) * GROUP, origins.shape[0])):
+    for q in range(group * GROUP, min((group + 1) * GROUP, packet.start.shape[0])):
         counts[q] = 0
         ends[q] = -1
-        if start[q] < 0:
+        if packet.start[q] < 0:
             continue
-        ray = ray_of(
-            (origins[q, 0], origins[q, 1], origins[q, 2]), (directions[q, 0], directions[q, 1], directions[q, 2]),
-            footprint[q], offset[q], near, step, gsd_root, lod_bias,
-        )  # fmt: skip
-        begin = max(ray.first, start[q])
+        ray = ray_in(packet, q)
+        begin = max(ray.first, packet.start[q])
         if limit <= 0:
             ends[q] = begin
         elif begin < ray.last:
@@ -174,13 +178,13 @@ def walk(
         for a in range(num):
             w = walkers[going[a]]
             if w.i >= w.until or ((w.fx ^ w.nx) | (w.fy ^ w.ny) | (w.fz ^ w.nz)) >> w.region:
-                _find_node(w, root, children, any_occupied)
+                _find_node(w, nodes)
             full, shift = False, w.region
             if not w.blank:
-                shift = FIXED_BITS - w.level - log_blocks
-                if is_set(blocks, w.slot, w.fx, w.fy, w.fz, shift, log_blocks):
-                    shift = FIXED_BITS - w.level - log_cells
-                    full = is_set(occupancy, w.slot, w.fx, w.fy, w.fz, shift, log_cells)
+                shift = FIXED_BITS - w.level - nodes.log_blocks
+                if is_set(nodes.blocks, w.slot, w.fx, w.fy, w.fz, shift, nodes.log_blocks):
+                    shift = FIXED_BITS - w.level - nodes.log_cells
+                    full = is_set(nodes.occupancy, w.slot, w.fx, w.fy, w.fz, shift, nodes.log_cells)
             w.shift, w.full = shift, full
         still = 0
         for a in range(num):
