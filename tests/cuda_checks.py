@@ -63,7 +63,7 @@ def exact(arena: Arena) -> Arena:
 
 def buffers(arena: Arena, device: torch.device, *, slots: int | None = None) -> Gradients:
     slots = arena.tables.shape[0] if slots is None else slots
-    return Gradients(slots, arena.table_size, arena.dense.shape[0], arena.features, 8, 8, device=device)
+    return Gradients(slots, arena.table_size, arena.dense.shape[0], arena.features, device=device)
 
 
 def packet(rng: np.random.Generator, rays: int, *, longest: int = 23) -> tuple[Tensor, ...]:

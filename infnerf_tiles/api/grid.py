@@ -103,12 +103,9 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         position, slot, beta = ctx.saved_tensors
         arena: Arena = ctx.arena
-        used = arena.level >= 0
-        height = int((arena.level - arena.top_level[arena.treelet.long()])[used].max()) + 1
         gradients = Gradients(
-            arena.tables.shape[0], arena.table_size, ctx.num_dense_rows, arena.features,
-            height, int(arena.dense_grids.max()), arena.device,
-        )  # fmt: skip
+            arena.tables.shape[0], arena.table_size, ctx.num_dense_rows, arena.features, arena.device
+        )
         with torch.enable_grad():
             known = torch.empty((position.shape[0], arena.features), device=position.device)
             out = kernels_for(arena.tables).encode(position, slot, beta, arena, gradients, known)

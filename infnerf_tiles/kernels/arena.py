@@ -263,15 +263,12 @@ class Gradients:
         table_size: int,
         dense_rows: int,
         features: int,
-        num_levels: int,
-        num_dense: int,
         device: torch.device | None = None,
     ):
         """Buffers of zeros.
 
         Args:
             slots: trainable nodes, slots 0 .. slots-1 of the arena. dense_rows: trainable rows at the start of `dense`.
-            num_levels: levels of the tallest trainable treelet. num_dense: the most dense grids a treelet has.
         """
         self.tables = torch.zeros((slots, table_size, features), device=device)
         """float32 [slots, T, F]."""
@@ -281,7 +278,5 @@ class Gradients:
         """uint8 [slots, T / 8]."""
         self.mark_dense = torch.zeros(math.ceil(dense_rows / VERTEX_BLOCK), dtype=torch.uint8, device=device)
         """uint8 [ceil(dense_rows / 8)]."""
-        self.num_levels = num_levels
-        self.num_dense = num_dense
         self.anchor = torch.zeros((), requires_grad=True, device=device)
         """What makes autograd call the backward pass although no tensor it knows of learns."""

@@ -297,16 +297,10 @@ class TrainingState:
 class Moments:
     """Gradients and Adam moments of the own nodes and dense grids."""
 
-    def __init__(self, state: TrainingState, max_height: int):
+    def __init__(self, state: TrainingState):
         shape = state.shape
         self.gradients = Gradients(
-            state.capacity,
-            shape.table_size,
-            shape.training_dense_rows,
-            shape.features,
-            max_height,
-            shape.num_corrections,
-            state.device,
+            state.capacity, shape.table_size, shape.training_dense_rows, shape.features, state.device
         )
         self.first_tables = torch.zeros_like(self.gradients.tables)
         self.second_tables = torch.zeros_like(self.gradients.tables)

@@ -65,7 +65,7 @@ class Trainer:
             seed=seed,
             warm=warm,
             depth=depth if depth is not None and depth.count and settings.lambda_depth > 0 else None,
-            moments=Moments(state, frame.max_own_level - state.top.level + 1),
+            moments=Moments(state),
             evidence=Evidence(state.capacity, state.shape.occupancy_cells, state.device),
             counters=Counters(samples_per_ray=float(settings.samples_per_ray)),
         )

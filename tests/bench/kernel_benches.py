@@ -52,7 +52,7 @@ def encode_field(bench: Bench) -> list[Result]:
 
 def _field_cases(bench: Bench, arena: Arena, rows: list[Tensor]) -> list[Result]:
     kernels, num = for_device(bench.device), rows[0].shape[0]
-    gradients = _gradients(arena, 5)
+    gradients = _gradients(arena)
     out = torch.empty((num, arena.features), device=bench.device)
     towards = torch.randn_like(out)
     chain = float((arena.level[rows[1].long()] + 1).float().mean())
@@ -85,7 +85,7 @@ def _encode(bench: Bench, name: str, arena: Arena, count: int, *, levels: int) -
     slot = torch.full((count,), levels - 1, dtype=torch.int32, device=bench.device)
     beta = torch.full((count,), 0.5, device=bench.device)
     towards = torch.randn((count, arena.features), device=bench.device)
-    gradients = _gradients(arena, levels)
+    gradients = _gradients(arena)
 
     def step(module: Any, of: Arena) -> None:
         torch.autograd.backward(module.encode(position, slot, beta, of, gradients), towards)
@@ -152,10 +152,9 @@ def _chain_arena(shape: FieldShape, nodes: int, device: torch.device, grids: int
     return arena_of(shape, links, bits, device, grids=grids)
 
 
-def _gradients(arena: Arena, levels: int) -> Gradients:
+def _gradients(arena: Arena) -> Gradients:
     slots, rows = arena.tables.shape[0], arena.dense.shape[0]
-    grids = int(arena.dense_grids.max())
-    return Gradients(slots, arena.table_size, rows, arena.features, levels, grids, device=arena.device)
+    return Gradients(slots, arena.table_size, rows, arena.features, device=arena.device)
 
 
 def march(bench: Bench) -> list[Result]:

@@ -38,10 +38,7 @@ def as_float64(arena: Arena) -> Arena:
 
 def buffers(arena: Arena) -> Gradients:
     """Gradient buffers for every slot."""
-    levels = int(arena.level.max()) + 1
-    slots, dense_rows = arena.tables.shape[0], arena.dense.shape[0]
-    grids = int(arena.dense_grids.max())
-    return Gradients(slots, arena.table_size, dense_rows, arena.features, levels, grids)
+    return Gradients(arena.tables.shape[0], arena.table_size, arena.dense.shape[0], arena.features)
 
 
 def dense_marks(gradients: Gradients) -> Tensor:
@@ -129,7 +126,7 @@ def test_buffers_may_cover_only_what_learns(rng: np.random.Generator) -> None:
     )
     position = torch.from_numpy(rng.uniform([0.5, 0.5, 0.0], [1.0, 1.0, 0.5], (200, 3))).float()
     samples = (position, torch.ones(200, dtype=torch.int32), torch.full((200,), 0.5))
-    gradients = Gradients(2, HASHED.table_size, moved.dense.shape[0], HASHED.features, 2, 2)
+    gradients = Gradients(2, HASHED.table_size, moved.dense.shape[0], HASHED.features)
     everything = buffers(moved)
     torch.autograd.backward(cpu.encode(*samples, moved, gradients).sum())
     torch.autograd.backward(cpu.encode(*samples, moved, everything).sum())
@@ -176,12 +173,11 @@ def test_rows_asked_for_ahead_have_the_same_bits(
     samples = random_points(rng, arena, 999)
     # frozen and missing ones among those ahead
     slots = arena.tables.shape[0] // 2
-    levels, grids = int(arena.level.max()) + 1, int(arena.dense_grids.max())
     own = replace(arena, parent=torch.where(arena.parent < slots, arena.parent, -1))
     runs = []
     for most in (1 << 40, 0):
         monkeypatch.setattr(sys.modules["infnerf_tiles.kernels.cpu.encode"], "_TABLES", most)
-        gradients = Gradients(slots, shape.table_size, arena.dense.shape[0], shape.features, levels, grids)
+        gradients = Gradients(slots, shape.table_size, arena.dense.shape[0], shape.features)
         out = cpu.encode(*samples, own, gradients)
         torch.autograd.backward(out.square().sum())
         runs.append((out.detach(), gradients.tables, gradients.dense))

@@ -31,7 +31,7 @@ def test_the_gradient_spreads_to_what_each_grid_would_have_got(rng: np.random.Ge
     arena.dense = torch.zeros(dense_rows(16, grids), 4)
     samples = random_points(rng, arena, 300)
     towards = torch.from_numpy(rng.normal(size=(300, 4))).float()
-    each, folded = (Gradients(arena.level.shape[0], 64, arena.dense.shape[0], 4, 1, 3) for _ in range(2))
+    each, folded = (Gradients(arena.level.shape[0], 64, arena.dense.shape[0], 4) for _ in range(2))
     for gradients, used in ((each, grids), (folded, 1)):
         arena.dense_grids = torch.full_like(arena.dense_grids, used)
         torch.autograd.backward(reference.encode(*samples, arena, gradients), towards)

@@ -103,7 +103,7 @@ def test_counted_encode(rng: np.random.Generator, twin: ModuleType) -> None:
     twin.encode_into(*rows, arena, out, count=in_use(50))
     assert torch.equal(out[:50], whole[:50])
     assert not out[50:].any()
-    few, many = (Gradients(arena.level.shape[0], 512, arena.dense.shape[0], 4, 5, 5) for _ in range(2))
+    few, many = (Gradients(arena.level.shape[0], 512, arena.dense.shape[0], 4) for _ in range(2))
     torch.autograd.backward(twin.encode(*(s[:50] for s in samples), arena, few).sum())
     features = twin.encode(*rows, arena, many, count=in_use(50))
     assert torch.equal(features.detach(), out)

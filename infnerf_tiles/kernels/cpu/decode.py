@@ -242,11 +242,9 @@ def decode_into(
     *,
     count: Tensor | None = None,
 ) -> None:
-    """Write density [M] (1 / world unit) and colour [M, 3] of samples; no gradient, products in float32.
+    """Write density and colour of samples, products in float32; arguments as in the reference twin.
 
-    Args:
-        features: float32 [M, F]. basis: float32 [Q, 16], direction basis per ray. ray: int32 [M].
-        count: int32 [1], rows in use of buffers of fixed capacity; the others are left as they are.
+    A row's bits do not depend on the rows beside it.
     """
     n = features.shape[0] if count is None else int(count)
     widths, layers = _filled(weights.parameters, torch.float32)

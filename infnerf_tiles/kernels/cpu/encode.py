@@ -103,6 +103,16 @@ def _shape_of(grid, nested, base_cells, cells, table_size):  # type: ignore[no-u
 
 
 @njit(cache=True)
+def _write_cells(begin, end, position, rest, shape, parity, summed, places, weights, width, planes):  # type: ignore[no-untyped-def]
+    """Write down the cells of a chunk's samples."""
+    for m in range(begin, end, LANES):
+        if summed:
+            write_dense_cells(position, rest, m, shape, parity, places, weights, m - begin, width, planes)
+        else:
+            write_hashed_cells(position, rest, m, shape, parity, places, weights, m - begin, width, planes)
+
+
+@njit(cache=True)
 def _grid_of(  # type: ignore[no-untyped-def]
     begin, end, position, rest, slot, beta, table, starts, own, shape, summed, far, places, weights, out,
     width,
@@ -114,11 +124,7 @@ def _grid_of(  # type: ignore[no-untyped-def]
     begin -= begin % LANES
     for chunk in range(begin, end, CHUNK):
         stop = min(chunk + CHUNK, end)
-        for m in range(chunk, stop, LANES):
-            if summed:
-                write_dense_cells(position, rest, m, shape, even, places, weights, m - chunk, width, planes)
-            else:
-                write_hashed_cells(position, rest, m, shape, even, places, weights, m - chunk, width, planes)
+        _write_cells(chunk, stop, position, rest, shape, even, summed, places, weights, width, planes)
         for m in range(chunk, stop):
             if far and m + _AHEAD < stop and starts[slot[m + _AHEAD]] >= 0:
                 fetch_rows(
@@ -184,11 +190,7 @@ def _task_of(  # type: ignore[no-untyped-def]
     end, slots, edge = slot.shape[0], starts.shape[0], np.int64(shape[3])
     for chunk in range(0, end, CHUNK):
         stop = min(chunk + CHUNK, end)
-        for m in range(chunk, stop, LANES):
-            if summed:
-                write_dense_cells(position, rest, m, shape, parity, places, weights, m - chunk, width, planes)
-            else:
-                write_hashed_cells(position, rest, m, shape, parity, places, weights, m - chunk, width, planes)
+        _write_cells(chunk, stop, position, rest, shape, parity, summed, places, weights, width, planes)
         for m in range(chunk, stop):
             if far and m + _AHEAD < stop:
                 then = starts[slot[m + _AHEAD]] if slot[m + _AHEAD] < slots else -1

@@ -71,6 +71,14 @@ class Widths:
         return values // (1 + self.pairs)
 
 
+@njit(cache=True, nogil=True)
+def _copy_rows(source, first, here, target):  # type: ignore[no-untyped-def]
+    """Copy `here` rows from row `first` on, and the last one again to fill up the target."""
+    for i in range(target.shape[0]):
+        for k in range(source.shape[1]):
+            target[i, k] = source[first + min(i, here - 1), k]
+
+
 @functools.cache
 def forward_kernel(widths: Widths) -> Callable[..., None]:
     """(features, ray, basis, weights, biases, gain, bias, kept, exponent, colour, counter).
@@ -94,7 +102,7 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
 
     @njit(cache=True, nogil=True)
     def forward(features, ray, basis, weights, biases, gain, bias, kept, exponent, colour, counter):  # type: ignore[no-untyped-def]
-        num, channels = features.shape
+        num = features.shape[0]
         keep = kept.shape[0] > 0
         values = kept if keep else np.empty((1, size), kind)
         wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
@@ -107,12 +115,10 @@ def forward_kernel(widths: Widths) -> Callable[..., None]:
                 here = min(ROWS, num - first)
                 group = first // ROWS if keep else 0
                 h1, h2, z1, z2 = group * size, group * size + at_seen, group * size + at_z1, group * size + at_z2
+                _copy_rows(features, first, here, wide)
                 towards = values[group, at_seen:]
                 for i in range(ROWS):
-                    own = first + min(i, here - 1)
-                    for k in range(channels):
-                        wide[i, k] = features[own, k]
-                    own_ray = ray[own]
+                    own_ray = ray[first + min(i, here - 1)]
                     for k in range(basis_row):
                         towards[i * seen_row + at_basis + k] = basis[own_ray, k]
                 convert(wide, 0, x, 0, ROWS, few, x_row)
@@ -197,10 +203,7 @@ def backward_kernel(widths: Widths) -> Callable[..., None]:
                         grad[first + i, k] = dx[i, k]
                 if not learn:
                     continue
-                for i in range(ROWS):
-                    own = first + min(i, here - 1)
-                    for k in range(channels):
-                        wide[i, k] = features[own, k]
+                _copy_rows(features, first, here, wide)
                 convert(wide, 0, x, 0, ROWS, few, x_row)
                 at = block * total
                 outer_sum(d1, 0, x, 0, learned, at, learned, at + b1, spare, 0, ROWS, hidden, few, x_row)
@@ -225,7 +228,7 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
 
     @njit(cache=True, nogil=True)
     def density(features, weights, biases, gain, bias, exponent, counter):  # type: ignore[no-untyped-def]
-        num, channels = features.shape
+        num = features.shape[0]
         wide, x = np.zeros((ROWS, few), np.float32), np.empty((ROWS, x_row), kind)
         h1, h2 = np.empty((ROWS, row), kind), np.empty((ROWS, 4), np.float32)
         while True:
@@ -234,10 +237,7 @@ def density_kernel(widths: Widths) -> Callable[..., None]:
                 break
             for first in range(block * BLOCK, min((block + 1) * BLOCK, num), ROWS):
                 here = min(ROWS, num - first)
-                for i in range(ROWS):
-                    own = first + min(i, here - 1)
-                    for k in range(channels):
-                        wide[i, k] = features[own, k]
+                _copy_rows(features, first, here, wide)
                 convert(wide, 0, x, 0, ROWS, few, x_row)
                 product(x, 0, weights, 0, h1, 0, biases, 0, ROWS, hidden, x_row, x_row, hidden, row, RELU)
                 product(h1, 0, weights, w2, h2, 0, biases, hidden, ROWS, 4, row, row, 4, 4, BIAS)

@@ -142,12 +142,7 @@ def decode_into(
     *,
     count: Tensor | None = None,
 ) -> None:
-    """Write density [M] (1 / world unit) and colour [M, 3] of samples; no gradient.
-
-    Args:
-        features: float [M, F]. basis: float32 [Q, 16], direction basis per ray. ray: int32 [M].
-        count: int32 [1], rows in use of buffers of fixed capacity; the others are left as they are.
-    """
+    """Write density and colour of samples; arguments as in the reference twin, or prepared weights."""
     num = features.shape[0]
     w = weights if isinstance(weights, PreparedWeights) else prepare_weights(weights)
     launch(

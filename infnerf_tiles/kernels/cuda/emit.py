@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, PackedSamples, Rays
-from infnerf_tiles.kernels.cuda.lattice import block_length, block_size, lattice_of, occupied, place_of
+from infnerf_tiles.kernels.cuda.lattice import block_length, block_size, lattice_of, occupied, place_of, ray_at
 from infnerf_tiles.kernels.cuda.launch import launch, programs_for
 
 _RAYS, _WIDE = 16, 8
@@ -83,12 +83,7 @@ def _emit_kernel(
     longest = tl.max(kept)
     if longest > 0:
         used = kept > 0
-        ox = tl.load(origins + q * 3, mask=used, other=0.5)
-        oy = tl.load(origins + q * 3 + 1, mask=used, other=0.5)
-        oz = tl.load(origins + q * 3 + 2, mask=used, other=0.5)
-        dx = tl.load(directions + q * 3, mask=used, other=1.0)
-        dy = tl.load(directions + q * 3 + 1, mask=used, other=1.0)
-        dz = tl.load(directions + q * 3 + 2, mask=used, other=1.0)
+        ox, oy, oz, dx, dy, dz = ray_at(origins, directions, q, used)
         offset = tl.load(offsets + q, mask=used, other=0.5)
         c, log_q, mid_near, lambda_near, most = lattice_of(constants, tl.load(footprint + q, mask=used, other=1.0))
         row = tl.load(ray_start + q, mask=used, other=0)

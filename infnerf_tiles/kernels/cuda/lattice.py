@@ -59,6 +59,18 @@ def lattice_of(constants, foot):
 
 
 @triton.jit
+def ray_at(origins, directions, q, mask):
+    """Origin and direction of rays q; inside the unit cube behind the mask."""
+    ox = tl.load(origins + q * 3, mask=mask, other=0.5)
+    oy = tl.load(origins + q * 3 + 1, mask=mask, other=0.5)
+    oz = tl.load(origins + q * 3 + 2, mask=mask, other=0.5)
+    dx = tl.load(directions + q * 3, mask=mask, other=1.0)
+    dy = tl.load(directions + q * 3 + 1, mask=mask, other=1.0)
+    dz = tl.load(directions + q * 3 + 2, mask=mask, other=1.0)
+    return ox, oy, oz, dx, dy, dz
+
+
+@triton.jit
 def place_of(i, ox, oy, oz, dx, dy, dz, mid_near, offset, log_q, lambda_near):
     """(distance, x, y, z, wanted level) of the middle of step i."""
     s = i.to(tl.float64) + offset

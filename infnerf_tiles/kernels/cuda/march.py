@@ -5,6 +5,8 @@ host, so that it can be part of a captured graph.
 """
 
 import functools
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 import triton
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples, Rays, Samples
 from infnerf_tiles.kernels.cuda.emit import Columns, KnownSamples, emit, store_sample
-from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, lattice_of, step_range
+from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, lattice_of, ray_at, step_range
 from infnerf_tiles.kernels.cuda.launch import launch, programs_for
 
 __all__ = ["march", "march_packed"]
@@ -49,12 +51,7 @@ def _march_kernel(
         goal = tl.load(total + q, mask=live, other=0)
         # the others are written sample by sample
         live = live & (kept > 0) & (goal > known)
-    ox = tl.load(origins + q * 3, mask=live, other=0.5)
-    oy = tl.load(origins + q * 3 + 1, mask=live, other=0.5)
-    oz = tl.load(origins + q * 3 + 2, mask=live, other=0.5)
-    dx = tl.load(directions + q * 3, mask=live, other=1.0)
-    dy = tl.load(directions + q * 3 + 1, mask=live, other=1.0)
-    dz = tl.load(directions + q * 3 + 2, mask=live, other=1.0)
+    ox, oy, oz, dx, dy, dz = ray_at(origins, directions, q, live)
     foot = tl.load(footprint + q, mask=live, other=1.0)
     offset = tl.load(offsets + q, mask=live, other=0.5)
     c, log_q, mid_near, lambda_near, most = lattice_of(constants, foot)
@@ -206,64 +203,67 @@ def march_constants(settings: MarchSettings, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
-def _pass(
-    rays: Rays,
-    arena: Arena,
-    settings: MarchSettings,
-    out: Columns | PackedSamples,
-    *,
-    emit: bool,
-    num_rays: Tensor | None,
-    start: Tensor | None,
-    limit: int | None,
-    adapt: bool,
-    known: KnownSamples,
-    total: Tensor,
-    ends: Tensor,
-    ray_start: Tensor,
-    ray_count: Tensor,
-) -> None:
-    """The walk: count the samples and note the first ones, or write those of rays with more than were noted."""
-    num = rays.origins.shape[0]
-    launch(
-        _march_kernel, programs_for(num, _BLOCK),
-        rays.origins.contiguous(), rays.directions.contiguous(), rays.footprint.contiguous(), rays.offset.contiguous(),
-        ends if start is None else start.contiguous(), total if num_rays is None else num_rays,
-        arena.root, arena.children, arena.occupancy, arena.any_occupied, arena.level, arena.treelet, arena.lambda_max,
-        arena.top_level, arena.top_xyz, arena.above, total, ends, ray_start, ray_count,
-        out.ray, out.t, out.dt, out.wanted, out.slot, out.beta, out.position, out.blend, out.slot_above,
-        out.position_above, known.step, known.slot, march_constants(settings, rays.origins.device), num,
-        _UNLIMITED if limit is None else limit, known.most,
-        EMIT=emit, COUNTED=num_rays is not None, STARTED=start is not None, ADAPT=adapt,
-        LOG_CELLS=arena.occupancy_cells.bit_length() - 1, BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
-    )  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class _March:
+    """One march: what is asked for, and what the walk finds out."""
 
+    rays: Rays
+    arena: Arena
+    settings: MarchSettings
+    num_rays: Tensor | None
+    start: Tensor | None
+    limit: int | None
+    adapt: bool
+    ends: Tensor
+    """int64 [Q]: step at which each ray goes on."""
+    total: Tensor
+    """int32 [Q]: samples of each ray."""
+    known: KnownSamples
 
-def _write(
-    rays: Rays,
-    arena: Arena,
-    settings: MarchSettings,
-    out: Columns | PackedSamples,
-    *,
-    num_rays: Tensor | None,
-    start: Tensor | None,
-    limit: int | None,
-    adapt: bool,
-    known: KnownSamples,
-    total: Tensor,
-    ends: Tensor,
-    ray_start: Tensor,
-    ray_count: Tensor,
-) -> None:
-    """Write the samples that were counted, `ray_count` rows a ray from `ray_start` on."""
-    constants = march_constants(settings, rays.origins.device)
-    emit(
-        rays, arena, constants, out, known, adapt=adapt, total=total, ray_start=ray_start, ray_count=ray_count
-    )  # fmt: skip
-    if limit is None or limit > known.most:
-        _pass(
-            rays, arena, settings, out, emit=True, num_rays=num_rays, start=start, limit=limit, adapt=adapt,
-            known=known, total=total, ends=ends, ray_start=ray_start, ray_count=ray_count,
+    @classmethod
+    def of(
+        cls, rays: Rays, arena: Arena, settings: MarchSettings, *, num_rays: Tensor | None, start: Tensor | None,
+        limit: int | None, adapt: bool, ends: Tensor,
+    ) -> Self:  # fmt: skip
+        num, device = rays.origins.shape[0], rays.origins.device
+        return cls(
+            rays=rays, arena=arena, settings=settings, num_rays=num_rays, start=start, limit=limit, adapt=adapt,
+            ends=ends, total=torch.empty(num, dtype=torch.int32, device=device),
+            known=KnownSamples(num, _KNOWN if limit is None else min(limit, _KNOWN), device),
+        )  # fmt: skip
+
+    @property
+    def constants(self) -> Tensor:
+        return march_constants(self.settings, self.rays.origins.device)
+
+    def count(self, unused: Columns | PackedSamples) -> None:
+        """Count the samples and note the first ones; nothing is written to `unused`."""
+        self._walk(unused, self.ends, self.total, emit=False)
+
+    def write(self, out: Columns | PackedSamples, ray_start: Tensor, ray_count: Tensor) -> None:
+        """Write the samples that were counted, ray_count int32 [Q] rows a ray from ray_start int64 [Q] on."""
+        emit(
+            self.rays, self.arena, self.constants, out, self.known, adapt=self.adapt, total=self.total,
+            ray_start=ray_start, ray_count=ray_count,
+        )  # fmt: skip
+        if self.limit is None or self.limit > self.known.most:
+            # rays with more samples than were noted
+            self._walk(out, ray_start, ray_count, emit=True)
+
+    def _walk(self, out: Columns | PackedSamples, ray_start: Tensor, ray_count: Tensor, *, emit: bool) -> None:
+        rays, arena, start, num = self.rays, self.arena, self.start, self.rays.origins.shape[0]
+        launch(
+            _march_kernel, programs_for(num, _BLOCK),
+            rays.origins.contiguous(), rays.directions.contiguous(), rays.footprint.contiguous(),
+            rays.offset.contiguous(), self.ends if start is None else start.contiguous(),
+            self.total if self.num_rays is None else self.num_rays,
+            arena.root, arena.children, arena.occupancy, arena.any_occupied, arena.level, arena.treelet,
+            arena.lambda_max, arena.top_level, arena.top_xyz, arena.above, self.total, self.ends, ray_start, ray_count,
+            out.ray, out.t, out.dt, out.wanted, out.slot, out.beta, out.position, out.blend, out.slot_above,
+            out.position_above, self.known.step, self.known.slot, self.constants, num,
+            _UNLIMITED if self.limit is None else self.limit, self.known.most,
+            EMIT=emit, COUNTED=self.num_rays is not None, STARTED=start is not None, ADAPT=self.adapt,
+            LOG_CELLS=arena.occupancy_cells.bit_length() - 1, BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -282,20 +282,17 @@ def march(
     Waits once for the device, for the number of samples. Arguments and result as in the reference twin.
     """
     num, device = rays.origins.shape[0], rays.origins.device
-    total = torch.empty(num, dtype=torch.int32, device=device)
     ends = torch.empty(num, dtype=torch.int64, device=device)
-    known = KnownSamples(num, _KNOWN if limit is None else min(limit, _KNOWN), device)
-    options = {
-        "num_rays": None, "start": start, "limit": limit, "adapt": adapt, "known": known, "total": total, "ends": ends,
-    }  # fmt: skip
-    none = Columns(1, device)
-    _pass(rays, arena, settings, none, emit=False, ray_start=ends, ray_count=total, **options)  # type: ignore[arg-type]
-    kept = total if keep is None else total.clamp(max=keep)
+    own = _March.of(
+        rays, arena, settings, num_rays=None, start=start, limit=limit, adapt=adapt, ends=ends
+    )  # fmt: skip
+    own.count(Columns(1, device))
+    kept = own.total if keep is None else own.total.clamp(max=keep)
     ray_start = torch.zeros(num + 1, dtype=torch.int64, device=device)
     torch.cumsum(kept, 0, out=ray_start[1:])
     out = Columns(int(ray_start[-1]), device)
     if out.t.shape[0]:
-        _write(rays, arena, settings, out, ray_start=ray_start, ray_count=kept, **options)  # type: ignore[arg-type]
+        own.write(out, ray_start, kept)
     return Samples(
         ray_start=ray_start,
         ray=out.ray,
@@ -329,22 +326,19 @@ def march_packed(
     Nothing waits for the host. `out.above_sample` comes in any order.
     """
     num, device = rays.origins.shape[0], rays.origins.device
-    total = torch.empty(num, dtype=torch.int32, device=device)
-    known = KnownSamples(num, _KNOWN if limit is None else min(limit, _KNOWN), device)
-    options = {
-        "num_rays": num_rays, "start": start, "limit": limit, "adapt": adapt, "known": known, "total": total,
-        "ends": out.next_step, "ray_start": out.ray_start, "ray_count": out.ray_count,
-    }  # fmt: skip
-    _pass(rays, arena, settings, out, emit=False, **options)  # type: ignore[arg-type]
+    own = _March.of(
+        rays, arena, settings, num_rays=num_rays, start=start, limit=limit, adapt=adapt, ends=out.next_step
+    )  # fmt: skip
+    own.count(out)
     most, blocks = _UNLIMITED if keep is None else keep, max(1, programs_for(num, _SCAN))
     sums = torch.empty(blocks, dtype=torch.int64, device=device)
-    launch(_sums_kernel, blocks, total, num_rays, sums, num, most, BLOCK=_SCAN)
+    launch(_sums_kernel, blocks, own.total, num_rays, sums, num, most, BLOCK=_SCAN)
     launch(
-        _offsets_kernel, blocks, total, sums, total if start is None else start.contiguous(), num_rays,
+        _offsets_kernel, blocks, own.total, sums, own.total if start is None else start.contiguous(), num_rays,
         out.ray_start, out.ray_count, out.ray_kept, out.next_step, out.count, out.demand, out.above_count,
         num, blocks, most, out.capacity, STARTED=start is not None, BLOCK=_SCAN,
     )  # fmt: skip
-    _write(rays, arena, settings, out, **options)  # type: ignore[arg-type]
+    own.write(out, out.ray_start, out.ray_count)
     launch(
         _above_kernel, programs_for(out.capacity, _ABOVE), out.slot_above, out.position_above, out.blend, out.count,
         out.above_count, out.above_sample, out.above_slot, out.above_position, out.capacity, out.capacity_above,

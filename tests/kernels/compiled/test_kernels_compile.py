@@ -139,7 +139,7 @@ def test_encode(compiler: Compiler, rng: np.random.Generator, features: int) -> 
 def test_a_base_in_one_grid(compiler: Compiler, arena: Arena) -> None:
     base = torch.zeros((dense_rows(16, 3), 8))
     cuda.fold_dense(base, torch.empty((dense_rows(16, 1), 8), dtype=torch.float16), base_cells=16, grids=3)
-    gradients = Gradients(1, SHAPE.table_size, base.shape[0], 8, 1, 3, device=HERE)
+    gradients = Gradients(1, SHAPE.table_size, base.shape[0], 8, device=HERE)
     cuda.spread_gradient(gradients, base_cells=16, grids=3)
     compiler.check("_fold_kernel", "_spread_kernel")
 
