@@ -1,6 +1,8 @@
 """Several processes that train one model: gradients averaged after every step (gloo on the CPU, NCCL on CUDA)."""
 
+import atexit
 import datetime
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +42,9 @@ class Group:
             if device.type == "cuda":
                 torch.cuda.set_device(local_rank)
             backend = "nccl" if device.type == "cuda" else "gloo"
+            # Its functions take the group that is there when it is imported as their default. An optimizer imports it:
+            # afterwards nothing would free the group, and its threads would meet the end of the interpreter: an abort.
+            importlib.import_module("torch.distributed.nn.functional")
             try:
                 dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
             except RuntimeError as error:  # DistStoreError among them
@@ -48,6 +53,9 @@ class Group:
                 ) from error
         group = cls(dist.get_rank(), dist.get_world_size(), device)
         group._owned = owned
+        if owned and device.type == "cpu":
+            # also where an error ends the process; NCCL needs no such help, and could wait for processes that are lost
+            atexit.register(group.close)
         return group
 
     @property
@@ -115,6 +123,7 @@ class Group:
         if self._owned and dist.is_initialized():
             dist.destroy_process_group()
         self._owned = False
+        atexit.unregister(self.close)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

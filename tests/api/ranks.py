@@ -8,6 +8,11 @@ from pathlib import Path
 from infnerf_tiles import InfNeRF, InfNeRFConfig, InfNeRFTrainer, InfNeRFTrainerConfig
 
 
+def thread_names() -> list[str]:
+    """Names of this process's threads, where Linux tells them."""
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+
+
 def train(folder: Path, *, distributed: bool, rays: int, steps: int, killed_at: int) -> list[float]:
     """Losses of every step. The process with rank 1 dies at step `killed_at`."""
     from api.api_models import TINY, ball_photos
@@ -25,6 +30,8 @@ def train(folder: Path, *, distributed: bool, rays: int, steps: int, killed_at: 
             os._exit(9)
         losses.append(trainer.train_step()["total"])
     trainer.close()
+    if distributed:
+        (folder / f"threads{rank}.json").write_text(json.dumps(thread_names()))
     (folder / f"nodes{rank}.json").write_text(json.dumps(model.keys.tolist()))
     return losses
 
