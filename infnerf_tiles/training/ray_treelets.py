@@ -86,6 +86,28 @@ def _row_of(x: int, y: int, z: int, cells: int, codes: Int64, order: Int64) -> i
     return order[at] if at < len(codes) and codes[at] == code else -1
 
 
+# No slices and no sorting by numpy in here: they would take five seconds to compile, most of it for wording errors.
+
+
+@njit(cache=True, nogil=True)
+def _larger(array, count, room):  # type: ignore[no-untyped-def]
+    """The first `count` entries in an array for `room`."""
+    out = np.empty(room, array.dtype)
+    for k in range(count):
+        out[k] = array[k]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _larger_rows(array, room):  # type: ignore[no-untyped-def]
+    """All rows in an array for `room`."""
+    out = np.empty((room, array.shape[1]), array.dtype)
+    for k in range(array.shape[0]):
+        for c in range(array.shape[1]):
+            out[k, c] = array[k, c]
+    return out
+
+
 @njit(cache=True, nogil=True)
 def _sum(  # type: ignore[no-untyped-def]
     ray_start, t, weights, origins, directions, cells, codes, order, margin
@@ -114,7 +136,9 @@ def _sum(  # type: ignore[no-untyped-def]
                 row = _row_of(x, y, z, cells, codes, order)
                 last_x, last_y, last_z = x, y, z
                 runs += 1
-            found[:] = row
+            found[0] = row
+            for c in range(1, 9):
+                found[c] = row
             fx, fy, fz = ux - x, uy - y, uz - z
             if shifts > 1 and (min(fx, fy, fz) < margin or max(fx, fy, fz) >= 1.0 - margin):
                 for c in range(8):
@@ -135,25 +159,28 @@ def _sum(  # type: ignore[no-untyped-def]
                         at -= 1
                     if at < 0:
                         if held == most:
-                            grown_rows, grown_sums = np.empty(2 * most, np.int64), np.zeros((2 * most, 9), np.float64)
-                            grown_rows[:most], grown_sums[:most] = rows, sums
-                            rows, sums, most = grown_rows, grown_sums, 2 * most
+                            rows, sums, most = _larger(rows, held, 2 * most), _larger_rows(sums, 2 * most), 2 * most
                         at = held
                         rows[at] = found[s]
-                        sums[at] = 0.0
+                        for c in range(9):
+                            sums[at, c] = 0.0
                         held += 1
                 sums[at, s] += weights[m]
         crossed[q] = max(runs, 1)
         if count + held > room:
-            more = 2 * (room + held)
-            grown_ray, grown_treelet = np.empty(more, np.int64), np.empty(more, np.int64)
-            grown_weight, grown_own = np.empty(more, np.float64), np.empty(more, np.float64)
-            grown_ray[:count], grown_treelet[:count] = out_ray[:count], out_treelet[:count]
-            grown_weight[:count], grown_own[:count] = out_weight[:count], out_own[:count]
-            out_ray, out_treelet, out_weight, out_own, room = grown_ray, grown_treelet, grown_weight, grown_own, more
-        for k in np.argsort(rows[:held]):
-            out_ray[count], out_treelet[count] = q, rows[k]
-            out_own[count] = sums[k, 0]
-            out_weight[count] = sums[k, :shifts].max()
-            count += 1
+            room = 2 * (room + held)
+            out_ray, out_treelet = _larger(out_ray, count, room), _larger(out_treelet, count, room)
+            out_weight, out_own = _larger(out_weight, count, room), _larger(out_own, count, room)
+        for k in range(held):
+            # few, so that each finds its place by going down
+            at = count + k
+            while at > count and out_treelet[at - 1] > rows[k]:
+                out_treelet[at], out_weight[at], out_own[at] = out_treelet[at - 1], out_weight[at - 1], out_own[at - 1]
+                at -= 1
+            out_ray[count + k], out_treelet[at], out_own[at] = q, rows[k], sums[k, 0]
+            largest = sums[k, 0]
+            for c in range(1, shifts):
+                largest = max(largest, sums[k, c])
+            out_weight[at] = largest
+        count += held
     return out_ray[:count], out_treelet[:count], out_weight[:count], out_own[:count], crossed

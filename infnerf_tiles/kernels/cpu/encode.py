@@ -88,7 +88,10 @@ def _starts_of(level, parent, treelet, top_level, dense_offset, dense_grids, bas
 def _rest_of(position):  # type: ignore[no-untyped-def]
     """The last samples, fewer than LANES, in a buffer for as many."""
     rest, whole = np.zeros(3 * LANES, np.float32), position.shape[0] // LANES * LANES
-    rest[: 3 * (position.shape[0] - whole)] = position[whole:].ravel()
+    # not as slices: code that words the error of two that differ takes two seconds to compile
+    for m in range(whole, position.shape[0]):
+        for axis in range(3):
+            rest[3 * (m - whole) + axis] = position[m, axis]
     return rest
 
 
