@@ -148,14 +148,14 @@ def _checked_files(store: SceneStore, photos: PosedPhotos, former: int) -> Store
     then = store.read_files()
     if then is None:
         return None
-    now, changed = changed_files(photos.paths[:former], then)
+    now, changed = changed_files(photos.paths[:former], photos.mask_paths[:former], then)
     if len(changed):
         raise DatasetError(
             f"{photos.root}: expected the {former} photos that the scene was built with as they were, {len(changed)} "
             f"have changed: {', '.join(photos.names[i] for i in changed[:3].tolist())}; put them back, or accept them "
             "first with 'train --accept-changes'"
         )
-    new = read_marks(photos.paths[former:])
+    new = read_marks(photos.paths[former:], photos.mask_paths[former:])
     return StoredFiles(
         np.concatenate([now.num_bytes, new.num_bytes]),
         np.concatenate([now.mtime_ns, new.mtime_ns]),

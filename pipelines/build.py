@@ -107,7 +107,7 @@ def build(
         treelet_capacity=max(16, 2 * len(found.treelets)),
         dataset=data.resolve().name,
     )
-    marks = read_marks(photos.paths)
+    marks = read_marks(photos.paths, photos.mask_paths)
     files = StoredFiles(marks.num_bytes, marks.mtime_ns, marks.digest)
     _make_room(scene, overwrite)
     with SceneStore.create(scene, header) as store:

@@ -57,7 +57,7 @@ def checked_context(
     photos = in_scene_order(photos, stored, then)
     if then is None:
         return Context(store, photos, settings)
-    files, changed = changed_files(photos.paths, then, thorough=accept_changes)
+    files, changed = changed_files(photos.paths, photos.mask_paths, then, thorough=accept_changes)
     photos = replace(photos, digests=files.digest)
     context = Context(store, photos, settings)
     if not len(changed):
@@ -75,14 +75,14 @@ def checked_context(
 
 
 def changed_files(
-    paths: Sequence[Path], then: StoredFiles, *, thorough: bool = False
+    paths: Sequence[Path], masks: Sequence[Path | None], then: StoredFiles, *, thorough: bool = False
 ) -> tuple[StoredFiles, Int64]:
-    """The files' marks now, and the rows of those with other contents, int64[k].
+    """The marks of photos and masks now, and the rows of those with other contents, int64[k].
 
     thorough: also read files whose size and time are the same.
     """
     known = None if thorough else PhotoMarks(num_bytes=then.num_bytes, mtime_ns=then.mtime_ns, digest=then.digest)
-    now = read_marks(paths, known)
+    now = read_marks(paths, masks, known)
     return StoredFiles(now.num_bytes, now.mtime_ns, now.digest), np.flatnonzero((now.digest != then.digest).any(axis=1))
 
 

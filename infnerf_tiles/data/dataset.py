@@ -37,7 +37,7 @@ class PosedPhotos:
     for no mask. cameras: poses (world: the pose file's frame) and intrinsics of the photos reduced by `downscale`.
     is_test: bool[n]. points: tracks refer to rows of `names`; None without sparse points. rejected: every listed
     photo that is not in `names`, with its reason. own_split: whether the data set or a list says what is held out.
-    digests: uint8[n, 16] of the files (`data.marks`) as they have to be when they are decoded, None for any.
+    digests: uint8[n, 16] of photos and masks (`data.marks`) as they have to be when they are decoded, None for any.
     """
 
     root: Path

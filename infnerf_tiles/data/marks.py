@@ -1,8 +1,8 @@
-"""Marks of photo files, by which a photo that was changed in place is found out: bytes, time and digest of each.
+"""Marks of photos and their masks, by which what was changed in place is found out: bytes, time and digest of each.
 
 The digest is BLAKE2b of the whole file: parts of it would miss an edit of a file that is stored uncompressed. It is
 taken once when a scene is built, again where the time of a file differs, and whenever a photo is decoded for training,
-when its bytes are in memory anyway.
+when its bytes are in memory anyway. Photo and mask have one mark together: either says what is learned.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PhotoMarks:
-    """Of n photo files. num_bytes: int64[n], -1 for one that cannot be read. mtime_ns: int64[n], time of the last
-    change in nanoseconds. digest: uint8[n, 16], zeros for one that cannot be read."""
+    """Of n photos with their masks. num_bytes: int64[n], of both files, -1 if one cannot be read. mtime_ns: int64[n],
+    time of the last change in nanoseconds, with a mask the sum of both. digest: uint8[n, 16], zeros if one cannot be
+    read."""
 
     num_bytes: Int64
     mtime_ns: Int64
@@ -40,18 +41,27 @@ def file_digest(path: Path) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
 
 
-def read_marks(paths: Sequence[Path], known: PhotoMarks | None = None) -> PhotoMarks:
-    """The marks of these files. known: earlier marks of the same files, whose digest is kept where bytes and time are
-    the same still."""
+def photo_digest(path: Path, mask: Path | None) -> bytes:
+    """The digest of a photo with its mask; OSError if a file cannot be read."""
+    own = file_digest(path)
+    return own if mask is None else hashlib.blake2b(own + file_digest(mask), digest_size=DIGEST_BYTES).digest()
+
+
+def read_marks(
+    paths: Sequence[Path], masks: Sequence[Path | None], known: PhotoMarks | None = None
+) -> PhotoMarks:
+    """The marks of these photos and their masks, None for no mask. known: earlier marks of the same photos, whose
+    digest is kept where bytes and time are the same still."""
 
     def read(row: int) -> tuple[int, int, bytes]:
+        path, mask = paths[row], masks[row]
         try:
             # before the bytes, so that a change meanwhile shows in the time
-            found = paths[row].stat()
-            size, time = found.st_size, found.st_mtime_ns
+            found = [file.stat() for file in (path, mask) if file is not None]
+            size, time = sum(s.st_size for s in found), sum(s.st_mtime_ns for s in found)
             if known is not None and (size, time) == (int(known.num_bytes[row]), int(known.mtime_ns[row])):
                 return size, time, known.digest[row].tobytes()
-            return size, time, file_digest(paths[row])
+            return size, time, photo_digest(path, mask)
         except OSError:
             return -1, 0, bytes(DIGEST_BYTES)
 
@@ -66,14 +76,16 @@ def read_marks(paths: Sequence[Path], known: PhotoMarks | None = None) -> PhotoM
     )
 
 
-def check_digest(path: Path, digest: bytes) -> None:
-    """PhotoError unless the file still has this digest."""
+def check_digest(path: Path, mask: Path | None, digest: bytes) -> None:
+    """PhotoError unless the photo and its mask still have this digest."""
     try:
-        found = file_digest(path)
+        found = photo_digest(path, mask)
     except OSError as error:
-        raise PhotoError(f"{path}: expected a readable photo, got: {error.strerror or error}") from error
+        file = error.filename or path
+        raise PhotoError(f"{file}: expected a readable photo or mask, got: {error.strerror or error}") from error
     if found != digest:
+        what = "the photo as it was" if mask is None else f"the photo and its mask {mask} as they were"
         raise PhotoError(
-            f"{path}: expected the photo as it was when the scene was built, got other contents; put it back, or go on "
+            f"{path}: expected {what} when the scene was built, got other contents; put back what was there, or go on "
             "with 'train --accept-changes'"
         )

@@ -33,8 +33,8 @@ class PhotoFile:
     """Where a photo's pixels come from and how they are to be read.
 
     size: expected (width, height) after the reduction, None for any. alpha_as_mask: whether pixels that are not opaque
-    are masked; otherwise they are white background like any other colour. digest: of the file (`file_digest`), None for
-    any.
+    are masked; otherwise they are white background like any other colour. digest: `photo_digest` of both files, None
+    for any.
     """
 
     path: Path
@@ -48,12 +48,11 @@ class PhotoFile:
 def decode_masked_photo(file: PhotoFile) -> DecodedPhoto:
     """Pixels and the combined mask of a photo; mask None when every pixel is usable.
 
-    PhotoError if a file is unreadable, the photo's file is not the expected one, or the photo's or the mask's size is
-    not.
+    PhotoError if a file is unreadable, the files are not the expected ones, or the photo's or the mask's size is not.
     """
     if file.digest is not None:
         # the decoder finds the file in the system's cache then: a hundredth of what decoding takes
-        check_digest(file.path, file.digest)
+        check_digest(file.path, file.mask_path, file.digest)
     photo = decode_photo(file.path, file.downscale)
     height, width = photo.rgb.shape[:2]
     if file.size is not None and (width, height) != file.size:

@@ -23,7 +23,7 @@ class StoredCameras(NamedTuple):
 
 
 class StoredFiles(NamedTuple):
-    """Marks of the photos' files: num_bytes int64[n], mtime_ns int64[n], digest uint8[n, 16]."""
+    """Marks of the photos with their masks: num_bytes int64[n], mtime_ns int64[n], digest uint8[n, 16]."""
 
     num_bytes: Int64
     mtime_ns: Int64

@@ -31,19 +31,19 @@ def edited(path: Path) -> None:
 
 
 def test_marks_tell_files_apart(paths: list[Path]) -> None:
-    first = read_marks(paths)
+    first = read_marks(paths, [None] * len(paths))
     assert (first.num_bytes == 200).all()
     assert len({digest.tobytes() for digest in first.digest}) == len(paths)
     edited(paths[7])
     paths[9].unlink()
-    now = read_marks(paths)
+    now = read_marks(paths, [None] * len(paths))
     assert np.flatnonzero((now.digest != first.digest).any(axis=1)).tolist() == [7, 9]
     assert now.num_bytes[9] == -1
-    assert read_marks([]).digest.shape == (0, marks.DIGEST_BYTES)
+    assert read_marks([], []).digest.shape == (0, marks.DIGEST_BYTES)
 
 
 def test_only_files_of_another_size_or_time_are_read_again(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read_marks(paths)
+    first = read_marks(paths, [None] * len(paths))
     read: list[Path] = []
 
     def counted(path: Path) -> bytes:
@@ -54,7 +54,7 @@ def test_only_files_of_another_size_or_time_are_read_again(paths: list[Path], mo
     paths[3].write_bytes(b"other")
     os.utime(paths[5], ns=(0, 0))
     edited(paths[6])
-    now = read_marks(paths, first)
+    now = read_marks(paths, [None] * len(paths), first)
     assert sorted(read) == [paths[3], paths[5]]
     assert np.flatnonzero((now.digest != first.digest).any(axis=1)).tolist() == [3]
     assert now.mtime_ns[5] == 0
@@ -62,12 +62,32 @@ def test_only_files_of_another_size_or_time_are_read_again(paths: list[Path], mo
 
 def test_a_photo_is_decoded_only_if_it_is_the_one(paths: list[Path]) -> None:
     digest = file_digest(paths[0])
-    check_digest(paths[0], digest)
+    check_digest(paths[0], None, digest)
     edited(paths[0])
     with pytest.raises(PhotoError, match=r"0.bin: expected the photo as it was .*train --accept-changes"):
         decode_masked_photo(PhotoFile(path=paths[0], digest=digest))
     with pytest.raises(PhotoError, match=r"gone.bin: expected a readable photo"):
-        check_digest(paths[0].with_name("gone.bin"), digest)
+        check_digest(paths[0].with_name("gone.bin"), None, digest)
+
+
+def test_a_mask_is_part_of_its_photos_mark(paths: list[Path]) -> None:
+    photos, masks = paths[:3], [paths[10], None, paths[11]]
+    first = read_marks(photos, masks)
+    assert first.num_bytes.tolist() == [400, 200, 400]
+    assert read_marks(photos[1:2], [None]).digest.tobytes() == file_digest(photos[1])
+    # taken away, put there, changed so that neither size nor time tell
+    for now in ([None, None, paths[11]], [paths[10], paths[12], paths[11]], [paths[10], None, paths[13]]):
+        changed = read_marks(photos, now, first).num_bytes != first.num_bytes
+        assert changed.tolist() == [a is not b and (a is None or b is None) for a, b in zip(now, masks, strict=True)]
+    edited(paths[10])
+    assert np.array_equal(read_marks(photos, masks, first).digest, first.digest)
+    assert (read_marks(photos, masks).digest != first.digest).any(axis=1).tolist() == [True, False, False]
+    with pytest.raises(PhotoError, match=r"0.bin: expected the photo and its mask .*10.bin as they were"):
+        decode_masked_photo(PhotoFile(path=photos[0], mask_path=masks[0], digest=first.digest[0].tobytes()))
+    paths[11].unlink()
+    assert read_marks(photos, masks).num_bytes.tolist() == [400, 200, -1]
+    with pytest.raises(PhotoError, match=r"11.bin: expected a readable photo or mask"):
+        check_digest(photos[2], masks[2], first.digest[2].tobytes())
 
 
 def test_marks_belong_to_the_same_files() -> None:

@@ -88,6 +88,22 @@ def test_a_photo_of_the_same_size_and_time_is_found_out_when_it_is_decoded(
         assert not verify(store).damage
 
 
+def test_a_mask_that_came_or_changed_is_found_out(untrained: str, copied: Path, tmp_path: Path) -> None:
+    scene = copy_scene(untrained, tmp_path / "scene.zarr")
+    (copied / "masks").mkdir()
+    mask = np.full((48, 64), 255, np.uint8)
+    mask[:, :20] = 0
+    iio.imwrite(copied / "masks" / f"{EDITED}.png", mask)
+    with pytest.raises(DatasetError, match=rf"1 have changed: {EDITED} \([\d,]+ bytes then, [\d,]+ now\).*--accept-ch"):
+        train(scene, data=str(copied), threads=1)
+    train(scene, data=str(copied), accept_changes=True, threads=1, stop=lambda: True)
+    stamp = (copied / "masks" / f"{EDITED}.png").stat().st_mtime_ns
+    iio.imwrite(copied / "masks" / f"{EDITED}.png", mask[:, ::-1])
+    os.utime(copied / "masks" / f"{EDITED}.png", ns=(stamp + 10**9, stamp + 10**9))
+    with pytest.raises(DatasetError, match=rf"1 have changed: {EDITED}"):
+        train(scene, data=str(copied), threads=1)
+
+
 @pytest.mark.parametrize("keep_time", [False, True])
 def test_what_saw_the_photo_is_trained_again_and_nothing_else(
     trained: str, copied: Path, keep_time: bool, tmp_path: Path
