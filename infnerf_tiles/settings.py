@@ -102,10 +102,10 @@ class TrainingSettings(_Section):
     """Seed of every random draw."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps per treelet; not set: derived from `passes`."""
-    passes: float = Field(default=0.6, gt=0.0, le=1e4)
-    """Times that every pixel of a treelet is drawn, on average."""
-    seed_share: float = Field(default=0.6, ge=0.0, lt=1.0)
-    """Share of the ray budget spent in the seed stage, which fixes the decoder and the appearance."""
+    passes: float = Field(default=1.0, gt=0.0, le=1e4)
+    """Times that every pixel of a treelet is drawn, on average, the seed stage's share included."""
+    seed_share: float = Field(default=0.8, ge=0.0, lt=1.0)
+    """Share of the passes that the seed stage takes over for the regions that it samples."""
     seed_nodes: int = Field(default=800, ge=1)
     """Most nodes that the seed stage trains together."""
     samples_per_step: Literal["auto"] | Annotated[int, Field(ge=256, le=2**26)] = "auto"

@@ -17,6 +17,7 @@ from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.training.pixel_store import PATCH_BYTES
 from infnerf_tiles.training.pixels import PATCH
+from infnerf_tiles.training.seed import MAX_PATCHES
 from infnerf_tiles.units import format_bytes
 
 _ROW_SHARE = 0.93
@@ -151,7 +152,11 @@ def describe(found: Partition, coverage: Coverage, measured: Calibration, needs:
     photos, training = found.photos, found.settings.training
     store_bytes, store_files = store_size(found)
     treelet_pixels = int(PIXEL_COPIES * found.photo_pixels)
-    rays = training.passes * (training.seed_share * found.pyramid_pixels + (1 - training.seed_share) * treelet_pixels)
+    sampled = min(1.0, training.seed_nodes / max(found.octree.num_nodes, 1))
+    seed_pixels = min(sampled * found.pyramid_pixels, MAX_PATCHES * PATCH**2)
+    rays = training.passes * (
+        training.seed_share * seed_pixels + (1.0 - training.seed_share * sampled) * treelet_pixels
+    )
     samples = training.samples_per_step
     if samples == "auto":
         samples = 524288 if measured.device_base_bytes else 16384

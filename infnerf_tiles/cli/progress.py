@@ -70,8 +70,11 @@ class TrainingDisplay:
         todo = np.flatnonzero((index.treelet_states != TreeletState.TRAINED) | _at_or_below(index.root_keys, redo))
         weights = {str(NodeId.from_key(int(index.root_keys[row]))): float(nodes[row]) for row in todo.tolist()}
         share = settings.training.seed_share
-        if not has_seed and share > 0:
-            weights[_SEED] = sum(weights.values()) * share / (1.0 - share)
+        if not has_seed and share > 0 and weights:
+            sampled = min(1.0, settings.training.seed_nodes / index.num_nodes)
+            total = sum(weights.values())
+            weights = {name: weight * (1.0 - share * sampled) for name, weight in weights.items()}
+            weights[_SEED] = total * share * sampled
         return cls(terminal, weights)
 
     def update(self, name: str, share: float, psnr: float) -> None:

@@ -29,7 +29,6 @@ from infnerf_tiles.training import checkpoint
 from infnerf_tiles.training.context import Context, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
-from infnerf_tiles.training.inputs import scene_inputs
 from infnerf_tiles.training.pixel_store import RESIDENT_PATCH_BYTES, StreamedPixels, open_pixels
 from infnerf_tiles.training.pixels import PixelSet
 from infnerf_tiles.training.result import TrainedTreelet, finish
@@ -47,6 +46,8 @@ Progress = Callable[[str, float, float], None]
 
 GROWTH_ROOM = 64
 """Free slots for growth in every training."""
+_WARM = 0.5
+"""Share of its nodes with features from the seed stage at which a treelet starts slowly, so as not to undo them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,15 +211,14 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         # a step on the device draws from what was put there once
         limit = task.pixel_bytes if device.type == "cpu" else None
         pixels = open_pixels(store, str(top), limit, s.training.passes, seed)
-        # the seed stage knew nothing of photos that came after it: what they show takes all passes and the full rate
-        late = bool(again.any()) or (scene_inputs(header).extended and not filled.any())
-        warm = bool(filled.any()) and not late
-        rays = int(s.training.passes * (1.0 if late else 1.0 - s.training.seed_share) * pixels.num_pixels)
+        # what the seed stage knew nothing of, regions beyond its sample and photos that came later, takes all passes
+        covered = 0.0 if again.any() else float(filled.mean())
+        rays = int(s.training.passes * (1.0 - s.training.seed_share * covered) * pixels.num_pixels)
         frame = Frame(
             root=header.root, march=context.march(s.training.step_size), max_own_level=bottom,
             can_go_below=bottom < header.max_level,
         )  # fmt: skip
-        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, warm=warm)
+        trainer = _trainer(context, frame, state, context.read_shared(), pixels, rays, warm=covered >= _WARM)
         record = JournalRecord(
             treelet=str(top), status=TreeletState.FAILED, seconds=0.0, peak_bytes=0, steps=0,
             settings_fingerprint=settings_fingerprint(s), inputs_fingerprint=inputs_fingerprint(context),

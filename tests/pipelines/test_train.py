@@ -37,6 +37,7 @@ from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.verify import verify
 from infnerf_tiles.training import tasks
 from infnerf_tiles.training.inputs import scene_settings
+from infnerf_tiles.training.seed import seed_nodes
 from infnerf_tiles.training.trainer import Trainer
 
 SETTINGS = tiny("training.passes=0.25", "octree.treelet_height=1", "octree.max_level=1", "octree.min_points=60")
@@ -72,6 +73,24 @@ def done(seeded: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tr
     """A trained scene."""
     scene = copy_scene(seeded, tmp_path_factory.mktemp("train") / "done.zarr")
     return scene, train(scene, threads=1)
+
+
+def test_regions_that_the_seed_stage_did_not_sample_take_all_passes(city: Path, tmp_path: Path) -> None:
+    settings = tiny(
+        "training.passes=1.0", "training.seed_share=0.8", "training.seed_nodes=4", "octree.treelet_height=1",
+        "octree.max_level=1", "octree.min_points=60", "octree.growth=0.0",
+    )  # fmt: skip
+    scene = build_scene(city, tmp_path / "scene.zarr", settings)
+    with SceneStore.open(scene) as store:
+        sampled = seed_nodes(store.read_index().keys, store.header.band_levels, 4, settings.training.seed)
+    assert train(scene, threads=1).remaining == 0
+    with SceneStore.open(scene) as store:
+        passes = {r.treelet: r.facts["rays"] / r.facts["pixels"] for r in read_all(store) if r.facts["pixels"] > 4000}
+    known = {str(NodeId.from_key(int(key))) for key in sampled}
+    assert known & passes.keys()
+    assert passes.keys() - known
+    for treelet, found in passes.items():
+        assert found == pytest.approx(0.2 if treelet in known else 1.0, abs=0.05)
 
 
 @pytest.fixture(scope="module")
