@@ -40,7 +40,10 @@ from infnerf_tiles.training.inputs import scene_settings
 from infnerf_tiles.training.seed import seed_nodes
 from infnerf_tiles.training.trainer import Trainer
 
-SETTINGS = tiny("training.passes=0.25", "octree.treelet_height=1", "octree.max_level=1", "octree.min_points=60")
+SETTINGS = tiny(
+    "training.passes=0.25", "training.seed_share=0.6", "octree.treelet_height=1", "octree.max_level=1",
+    "octree.min_points=60",
+)  # fmt: skip
 """Two bands of one level each: the root, and up to eight treelets below it."""
 
 
