@@ -75,9 +75,7 @@ class DeviceStep:
         )
         self.status = Status(self.device, self._base)
         self.inputs = StepInputs(self.device)
-        self.shared_optimizer = (
-            SharedOptimizer(work.shared, state.shape.features, self.device) if work.shared.trainable else None
-        )
+        self.shared_optimizer = SharedOptimizer(work.shared, self.device) if work.shared.trainable else None
         bfloat16 = has_bf16(s.precision) if self.device.type == "cpu" else s.precision != "float32"
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self._kernels = for_device(self.device)
@@ -136,9 +134,7 @@ class DeviceStep:
         if (pending := self.status.await_pending()) is not None:
             arrays["record_pending"] = np.array(pending.values())
         if self.shared_optimizer is not None:
-            for k, (first, second) in enumerate(self.shared_optimizer.moments()):
-                arrays |= {f"shared_{k}_exp_avg": first, f"shared_{k}_exp_avg_sq": second}
-                arrays[f"shared_{k}_step"] = np.array([record.step], np.float32)
+            arrays |= self.shared_optimizer.save()
         exact = replace(
             self.work.counters, rays_done=record.rays, samples_done=record.samples, samples_per_ray=record.per_ray,
             recent_error=record.error,
@@ -160,12 +156,7 @@ class DeviceStep:
         self.status.set(record, pending)
         self._accept(base)
         if self.shared_optimizer is not None:
-            self.shared_optimizer.load_moments(
-                [
-                    (arrays[f"shared_{k}_exp_avg"], arrays[f"shared_{k}_exp_avg_sq"])
-                    for k in range(len(self.shared_optimizer.parameters))
-                ]
-            )
+            self.shared_optimizer.load(arrays)
 
     def _accept(self, record: Record) -> None:
         self._raise_if_failed(record)

@@ -14,7 +14,7 @@ from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.decoder import direction_basis
 from infnerf_tiles.field.decoder_batch import decode_samples, density_of
 from infnerf_tiles.kernels import for_device
-from infnerf_tiles.kernels.arena import Rays, Samples
+from infnerf_tiles.kernels.arena import Rays, Samples, adam_scalars
 from infnerf_tiles.kernels.cpu.threads import torch_alone
 from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.process import hold_freed_memory
@@ -23,7 +23,7 @@ from infnerf_tiles.training.objective import REACHED_SHIFT, SHARED_RATE, STOP, T
 from infnerf_tiles.training.pixels import PixelBatch
 from infnerf_tiles.training.refresh import reached_cells, refresh_occupancy
 from infnerf_tiles.training.schedule import coarsening, refresh_due
-from infnerf_tiles.training.shared_optimizer import HostAdam
+from infnerf_tiles.training.shared_optimizer import SharedOptimizer
 from infnerf_tiles.training.workload import Counters, Workload
 from infnerf_tiles.volume.losses import colour_loss, distortion_loss, transparency_loss
 from infnerf_tiles.volume.visibility import keep_reached
@@ -37,7 +37,7 @@ class HostStep:
         self.work, self.state, self.shared = work, work.state, work.shared
         self._settings, self._frame = work.settings, work.frame
         shared = work.shared
-        self.optimizer = HostAdam(shared.parameters()) if shared.trainable else None
+        self.optimizer = SharedOptimizer(shared, work.state.device) if shared.trainable else None
         self.kernels = for_device(work.state.device)
         self._format = torch.bfloat16 if has_bf16(work.settings.precision) else torch.float32
 
@@ -247,7 +247,10 @@ class HostStep:
         for tensors, _ in self.work.moments.groups(self.state):
             self.kernels.adam(*tensors, step=step, rate=rate)
         if self.optimizer is not None:
-            self.optimizer.update(rate * SHARED_RATE)
+            scalars = torch.tensor(adam_scalars(step, rate * SHARED_RATE))
+            self.optimizer.update([parameter.grad for parameter in self.optimizer.parameters], scalars)
+            for parameter in self.optimizer.parameters:
+                parameter.grad = None
 
     def _note(self, samples: Samples, weights: Tensor, photos: Int32) -> None:
         photo = torch.from_numpy(photos.astype(np.int64))
