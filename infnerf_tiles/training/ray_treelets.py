@@ -136,8 +136,7 @@ def _sum(  # type: ignore[no-untyped-def]
                 row = _row_of(x, y, z, cells, codes, order)
                 last_x, last_y, last_z = x, y, z
                 runs += 1
-            found[0] = row
-            for c in range(1, 9):
+            for c in range(9):
                 found[c] = row
             fx, fy, fz = ux - x, uy - y, uz - z
             if shifts > 1 and (min(fx, fy, fz) < margin or max(fx, fy, fz) >= 1.0 - margin):
