@@ -435,21 +435,20 @@ def test_a_ball_is_learned_as_well_as_by_the_host_step(rng: np.random.Generator)
     assert errors[1] > errors[0] - 0.3
 
 
-def train_city(folder: Path, settings: Settings, *, on_device: bool) -> list[float]:
-    """Train a scene of several bands; decibels of all its stages."""
+def train_city(folder: Path, settings: Settings, *, on_device: bool) -> dict[str, float]:
+    """Train a scene of several bands; decibels of its stages, without treelets that no photo shows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("infnerf_tiles.training.tasks.TrainingState", partial(TrainingState, copies=on_device))
         scene = build_scene(folder / "data", folder / f"scene-{on_device}", settings)
         summary = train(scene)
     assert summary.failed == ()
-    return [report.psnr for report in summary.reports]
+    return {report.treelet: report.psnr for report in summary.reports if report.steps}
 
 
 def test_a_city_of_several_bands_is_learned_as_well_as_by_the_host_step(tmp_path: Path) -> None:
     write_city(tmp_path / "data", num_photos=9, size=(64, 48))
-    settings = tiny(
-        "training.passes=0.8", "training.seed_share=0.6", "training.samples_per_step=2048", "training.device='cpu'"
-    )  # fmt: skip
+    settings = tiny("training.passes=0.8", "training.samples_per_step=2048", "training.device='cpu'")
     host, device = (train_city(tmp_path, settings, on_device=on_device) for on_device in (False, True))
-    assert len(host) == len(device) > 2
-    assert np.mean(device) > np.mean(host) - 0.5
+    both = host.keys() & device.keys()
+    assert len(both) > 5
+    assert np.mean([device[name] for name in both]) > np.mean([host[name] for name in both]) - 0.5
