@@ -12,6 +12,7 @@ from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import child_keys, encode_keys
 from infnerf_tiles.geometry.octree import Octree, cut
 from infnerf_tiles.kernels.arena import Arena, Rays, Samples, dense_rows
+from infnerf_tiles.kernels.blocks import occupied_blocks
 
 ROOT_KEY = int(encode_keys(0, np.zeros((1, 3), np.int64))[0])
 
@@ -72,6 +73,7 @@ def random_arena(
     o = shape.occupancy_cells
     cells = random_cells(rng, slots, o, fill)
     cells[(rng.random(slots) < empty_nodes) | (level < 0)] = False
+    bits = torch.from_numpy(np.packbits(cells.reshape(slots, -1), axis=1, bitorder="little"))
     tables = torch.from_numpy(rng.normal(size=(slots, shape.table_size, shape.features))).to(dtype)
     tables[torch.from_numpy(level < 0)] = torch.nan  # whoever reads a slot without a node shall notice
     return Arena(
@@ -88,7 +90,8 @@ def random_arena(
         children=torch.from_numpy(children),
         treelet=torch.from_numpy(treelet),
         lambda_max=torch.from_numpy((level + rng.uniform(-0.7, 1.5, slots)).astype(np.float32)),
-        occupancy=torch.from_numpy(np.packbits(cells.reshape(slots, -1), axis=1, bitorder="little")),
+        occupancy=bits,
+        blocks=occupied_blocks(bits, o),
         any_occupied=torch.from_numpy(_any_below(np.any(cells, axis=(1, 2, 3)), level, any_parent)),
         top_level=torch.tensor([t.root.level for t in treelets], dtype=torch.int32),
         top_xyz=torch.tensor([[t.root.x, t.root.y, t.root.z] for t in treelets], dtype=torch.int64),

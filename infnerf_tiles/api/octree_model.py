@@ -21,6 +21,7 @@ from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shading import shade
 from infnerf_tiles.geometry.node_id import decode_keys
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples, dense_rows
+from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.kernels.hand_over import hand_over
 from infnerf_tiles.store.stored_cameras import StoredCameras
 from infnerf_tiles.volume.occupancy import any_occupied
@@ -160,6 +161,7 @@ class OctreeModel(nn.Module):
             treelet=self.treelet,
             lambda_max=self.lambda_max,
             occupancy=self.occupancy,
+            blocks=occupied_blocks(self.occupancy, self.shape.occupancy_cells),
             any_occupied=torch.from_numpy(
                 any_occupied(self.occupancy.cpu().numpy(), links.level, links.children)
             ).to(device),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from infnerf_tiles.kernels.arena import VERTEX_BLOCK, dense_grid_rows, dense_rows
+from infnerf_tiles.kernels.blocks import log_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,11 @@ class FieldShape:
     def occupancy_bytes(self) -> int:
         """Bytes of a node's occupancy bits."""
         return self.occupancy_cells**3 // 8
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the bits of a node's blocks of cells."""
+        return -(-(1 << 3 * log_blocks(self.occupancy_cells.bit_length() - 1)) // 8)
 
     @property
     def num_corrections(self) -> int:

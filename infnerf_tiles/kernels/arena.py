@@ -54,6 +54,8 @@ class Arena:
     """float32 [S]: largest wanted level at which the node was trained; drawing clamps to it."""
     occupancy: Tensor
     """uint8 [S, O^3/8]: bits, cell (cx, cy, cz) is bit (cz*O + cy)*O + cx, least significant bit first."""
+    blocks: Tensor
+    """uint8 [S, ...]: bits of blocks of cells as `occupied_blocks` gives them; whoever sets cells sets these too."""
     any_occupied: Tensor
     """uint8 [S]: whether the node or anything below it has an occupied cell."""
     top_level: Tensor

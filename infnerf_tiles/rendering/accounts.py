@@ -28,7 +28,7 @@ def row_costs(shape: FieldShape, *, half: bool = False) -> RowCosts:
     """What the rows of a scene cost in memory. half: resident ones are float16, as on a GPU, and not float32."""
     value = 2 if half else 4
     return RowCosts(
-        node=value * shape.row_length + shape.occupancy_bytes + _LINK_BYTES,
+        node=value * shape.row_length + shape.occupancy_bytes + shape.block_bytes + _LINK_BYTES,
         base=value * base_stride(shape) * shape.features,
         read=2 * max(2 * shape.row_length + shape.occupancy_bytes, 2 * shape.base_length),
     )

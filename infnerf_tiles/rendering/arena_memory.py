@@ -9,6 +9,7 @@ from infnerf_tiles.errors import BudgetError
 from infnerf_tiles.field.linking import Links, link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.kernels.arena import Arena
+from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.rendering.accounts import base_stride, row_costs
 from infnerf_tiles.rendering.slot_memory import SlotMemory, SlotNumbers
 from infnerf_tiles.units import format_bytes
@@ -27,12 +28,14 @@ class ArenaMemory:
         self._tables: Float32 = self.slots.array(np.float32, shape.row_length)
         self._bases: Float32 = self.places.array(np.float32, self._stride, shape.features)
         self._occupancy: UInt8 = np.zeros((num_slots, shape.occupancy_bytes), np.uint8)
+        self._blocks: UInt8 = occupied_blocks(torch.from_numpy(self._occupancy), shape.occupancy_cells).numpy()
         self._own_occupied: UInt8 = np.zeros((num_slots, 1), np.uint8)
 
     def write_node(self, slot: int, table: AnyArray, occupancy: UInt8) -> None:
         """Fill a slot: float16[T * F] and uint8[B]. Threads may fill different slots at the same time."""
         self._tables[slot] = table
         self._occupancy[slot] = occupancy
+        self._blocks[slot] = _blocks_of(occupancy, self._shape)
         self._own_occupied[slot] = occupancy.any()
 
     def write_base(self, place: int, grid: AnyArray) -> None:
@@ -52,6 +55,7 @@ class ArenaMemory:
             tables=torch.from_numpy(self._tables.reshape(-1, shape.table_size, shape.features)),
             dense=torch.from_numpy(self._bases.reshape(-1, shape.features)),
             occupancy=torch.from_numpy(self._occupancy),
+            blocks=torch.from_numpy(self._blocks),
         )  # fmt: skip
 
 
@@ -71,6 +75,7 @@ class DeviceArenaMemory:
             self._tables = torch.zeros(table, dtype=half, device=device)
             self._bases = torch.zeros((num_places * self._stride, shape.features), dtype=half, device=device)
             self._occupancy = torch.zeros((num_slots, shape.occupancy_bytes), dtype=torch.uint8, device=device)
+            self._blocks = occupied_blocks(self._occupancy, shape.occupancy_cells)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             costs = row_costs(shape, half=True)
@@ -85,6 +90,7 @@ class DeviceArenaMemory:
         """Fill a slot: float16[T * F] and uint8[B]. Threads may fill different slots at the same time."""
         _put(self._tables[slot], table)
         _put(self._occupancy[slot], occupancy)
+        _put(self._blocks[slot], _blocks_of(occupancy, self._shape))
         self._own_occupied[slot] = occupancy.any()
 
     def write_base(self, place: int, grid: AnyArray) -> None:
@@ -97,7 +103,7 @@ class DeviceArenaMemory:
         """The arena of what is resident; arguments as of `ArenaMemory.arena`."""
         return _linked(
             self._shape, link(keys, places, roots), lambda_max, self._own_occupied, self._stride,
-            tables=self._tables, dense=self._bases, occupancy=self._occupancy,
+            tables=self._tables, dense=self._bases, occupancy=self._occupancy, blocks=self._blocks,
         )  # fmt: skip
 
 
@@ -115,6 +121,13 @@ def memory_for(
     return DeviceArenaMemory(shape, num_slots, num_places, device)
 
 
+def _blocks_of(occupancy: UInt8, shape: FieldShape) -> UInt8:
+    """Bits of one node's blocks."""
+    row = torch.from_numpy(np.require(occupancy, requirements=["C", "W"]))
+    found: UInt8 = occupied_blocks(row[None], shape.occupancy_cells)[0].numpy()
+    return found
+
+
 def _put(target: Tensor, values: AnyArray) -> None:
     target.copy_(torch.from_numpy(np.require(values, requirements=["C", "W"])).view(target.shape))
 
@@ -129,6 +142,7 @@ def _linked(
     tables: Tensor,
     dense: Tensor,
     occupancy: Tensor,
+    blocks: Tensor,
 ) -> Arena:
     device, num = tables.device, len(links.top_level)
 
@@ -150,6 +164,7 @@ def _linked(
         treelet=put(links.treelet),
         lambda_max=put(lambda_max),
         occupancy=occupancy,
+        blocks=blocks,
         any_occupied=put(any_occupied(own_occupied, links.level, links.children)),
         top_level=put(links.top_level),
         top_xyz=put(links.top_xyz),

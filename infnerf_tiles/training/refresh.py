@@ -164,7 +164,7 @@ def refresh_on_device(work: Workload, key: int, enabled: Tensor, reached: Tensor
     if reached is not None:
         occupied &= reached
     bits.copy_(torch.where(enabled, pack_bits(occupied), bits))
-    state.refresh_any_occupied()
+    state.refresh_emptiness()
 
 
 _PROBES = np.stack(np.meshgrid(*[np.array([0.002, 0.5, 0.998], np.float32)] * 3), axis=-1).reshape(27, 3)

@@ -18,6 +18,7 @@ from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId, RootCube, child_keys, decode_keys
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import VERTEX_BLOCK, Arena, Gradients, MarchSettings
+from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.volume.cells import any_occupied_below
 from infnerf_tiles.volume.occupancy import (
     any_occupied,
@@ -172,6 +173,7 @@ class TrainingState:
             treelet=new(total),
             lambda_max=lambda_max,
             occupancy=occupancy,
+            blocks=occupied_blocks(occupancy, shape.occupancy_cells),
             any_occupied=new(total, dtype=torch.uint8),
             top_level=new(trees),
             top_xyz=new(trees, 3, dtype=torch.int64),
@@ -206,10 +208,11 @@ class TrainingState:
         self._put(self.edge, edge)
         self.neighbours = torch.from_numpy(neighbour_slots(self.keys[: self.num_own])).to(self.device)
         self.own_count.fill_(self.num_own)
-        self.refresh_any_occupied()
+        self.refresh_emptiness()
 
-    def refresh_any_occupied(self) -> None:
-        """Set the emptiness flags from the bits."""
+    def refresh_emptiness(self) -> None:
+        """Set what tells rays where nothing is, blocks and emptiness flags, from the bits of the cells."""
+        self.arena.blocks.copy_(occupied_blocks(self.occupancy, self.shape.occupancy_cells))
         if self.device.type == "cpu":
             bits, children = self.occupancy.numpy(), self.arena.children.numpy()
             self._put(self.arena.any_occupied, any_occupied(bits, self.level, children))
@@ -241,9 +244,9 @@ class TrainingState:
         self.set_occupied(cells)
 
     def set_occupied(self, cells: Bool) -> None:
-        """Set the bits of the own nodes from bool [num_own, O, O, O] and refresh the emptiness flags."""
+        """Set the bits of the own nodes from bool [num_own, O, O, O] and what follows from them."""
         self._put(self.occupancy[: self.num_own], pack_cells(cells))
-        self.refresh_any_occupied()
+        self.refresh_emptiness()
 
     def occupied(self) -> Bool:
         """Cells of the own nodes, bool [num_own, O, O, O] (z, y, x)."""

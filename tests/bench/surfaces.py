@@ -8,6 +8,7 @@ from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import decode_keys, encode_keys
 from infnerf_tiles.kernels.arena import Arena, Rays
+from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.volume.occupancy import any_occupied
 
 EDGE = 1000.0
@@ -73,6 +74,7 @@ def arena_of(shape: FieldShape, links: object, bits: object, device: torch.devic
         dense_grids=torch.full((1,), grids, dtype=torch.int32, device=device),
         lambda_max=torch.full((slots,), 1e9, device=device),
         occupancy=torch.from_numpy(occupancy).to(device),
+        blocks=occupied_blocks(torch.from_numpy(occupancy).to(device), shape.occupancy_cells),
         any_occupied=torch.from_numpy(flags).to(device),
         **columns,
     )

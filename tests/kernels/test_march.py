@@ -22,6 +22,7 @@ from infnerf_tiles.geometry.footprint import level_and_weight, wanted_level
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels import cpu, reference
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
+from infnerf_tiles.kernels.blocks import occupied_blocks
 
 EDGE = 50.0
 SHAPE = FieldShape(cells=16, table_size=64, features=2)
@@ -84,7 +85,8 @@ def test_single_cells_are_not_passed_over(rng: np.random.Generator, cells: int) 
     arena = random_arena(rng, random_octree(rng, 2, children=5.0), shape=shape)
     alone = rng.random((arena.level.shape[0], shape.occupancy_cells**3)) < 16 / shape.occupancy_cells**3 + 0.005
     bits = torch.from_numpy(np.packbits(alone, axis=1, bitorder="little"))
-    arena = replace(arena, occupancy=bits, any_occupied=torch.ones_like(arena.any_occupied))
+    blocks = occupied_blocks(bits, shape.occupancy_cells)
+    arena = replace(arena, occupancy=bits, blocks=blocks, any_occupied=torch.ones_like(arena.any_occupied))
     assert both(random_rays(rng, 150, edge=EDGE, footprint=0.02), arena).count
 
 

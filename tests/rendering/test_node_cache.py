@@ -16,6 +16,7 @@ from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import BudgetError, DamagedNodeError, DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
 from infnerf_tiles.geometry.octree import Octree, treelet_root_keys
+from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.rendering.node_cache import NodeCache
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.rendering.slot_memory import PAGE, SlotMemory
@@ -90,6 +91,8 @@ def test_rows_end_up_where_the_arena_says(scene: Scene) -> None:
         assert np.array_equal(arena.dense[first : first + len(flat)].numpy(), flat)
         assert arena.lambda_max[slot] == index.lambda_max[row]
         assert arena.level[slot] == NodeId.from_key(key).level
+    assert torch.equal(arena.blocks, occupied_blocks(arena.occupancy, scene.shape.occupancy_cells))
+    assert arena.blocks.any()
     assert arena.any_occupied[arena.root] == 1
     cache.close()
 

@@ -152,7 +152,7 @@ def state_arrays(trainer: Trainer) -> dict[str, AnyArray]:
     state, moments = trainer.state, trainer.moments
     parts: dict[str, AnyArray | Tensor] = {
         "keys": state.keys, "tables": state.tables, "dense": state.dense, "ema": state.ema,
-        "occupancy": state.occupancy, "any": state.arena.any_occupied,
+        "occupancy": state.occupancy, "any": state.arena.any_occupied, "blocks": state.arena.blocks,
         "children": state.arena.children, "first_tables": moments.first_tables,
         "second_tables": moments.second_tables, "first_dense": moments.first_dense,
         "second_dense": moments.second_dense, "seen": trainer.evidence.seen,

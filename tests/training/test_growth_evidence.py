@@ -8,6 +8,7 @@ import torch
 from training.small_scenes import SHAPE, ball_keys
 
 from infnerf_tiles.geometry.node_id import NodeId, child_keys, decode_keys
+from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.training.growth import MIN_PHOTOS, MIN_WEIGHT, Evidence
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.volume.occupancy import dilate_cells
@@ -127,6 +128,7 @@ def test_children_link_to_their_parents_and_start_from_their_cells(rng: np.rando
         assert not state.tables[new].any()
         assert bool(state.arena.any_occupied[new]) == bool(state.occupied()[new].any())
     assert np.array_equal(state.occupied()[:before], cells)
+    assert torch.equal(state.arena.blocks, occupied_blocks(state.occupancy, o))
 
 
 def test_growth_stops_at_the_capacity_and_at_the_deepest_level() -> None:

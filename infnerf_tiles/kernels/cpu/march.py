@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numba import prange
 
-from infnerf_tiles.arrays import Float32, Int32, Int64, UInt8
+from infnerf_tiles.arrays import Float32, Int32, Int64
 from infnerf_tiles.compiled import njit
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, Rays, Samples
+from infnerf_tiles.kernels.blocks import log_blocks
 from infnerf_tiles.kernels.cpu.lattice import (
     FIXED_BITS,
     Packet,
@@ -28,28 +29,6 @@ from infnerf_tiles.kernels.cpu.walk import GROUP, Nodes, is_set, walk
 
 _KNOWN = 128
 """Samples of a ray that are noted while they are counted; rays with more are walked once more."""
-
-_LOG_BLOCK = 2
-"""Blocks of 4 x 4 x 4 cells are tested before cells; of an octant at most, within which one node draws."""
-
-
-@njit(cache=True)
-def _coarsen(occupancy: UInt8, log_cells: int, log_blocks: int, blocks: UInt8) -> None:
-    """Set the bits of blocks of cells in which any is occupied."""
-    low, shift = (1 << log_cells) - 1, log_cells - log_blocks
-    # a byte has eight cells of a row, or two rows of four: of two blocks side by side
-    left = np.uint8(0x0F if log_cells > 2 else 0x33)
-    for slot in range(occupancy.shape[0]):
-        blocks[slot] = 0
-        for byte in range(occupancy.shape[1]):
-            bits = occupancy[slot, byte]
-            if bits:
-                cell = byte * 8
-                cx, cy, cz = cell & low, (cell >> log_cells) & low, cell >> (2 * log_cells)
-                block = (((cz >> shift) << log_blocks) + (cy >> shift) << log_blocks) + (cx >> shift)
-                pair = int(bits & left != 0) + 2 * int(bits & ~left != 0)
-                blocks[slot, block >> 3] |= np.uint8(pair << (block & 7))
-
 
 @njit(cache=True, parallel=True)
 def _count(
@@ -225,18 +204,15 @@ def march(
     packet = packet_of(rays, settings, start)
     counts = np.zeros(num, np.int64)
     ends = np.empty(num, np.int64)
-    occupancy = arena.occupancy.numpy()
     log_cells = arena.occupancy_cells.bit_length() - 1
-    log_blocks = log_cells - min(_LOG_BLOCK, log_cells - 1)
-    blocks = np.empty((occupancy.shape[0], 1 << max(0, 3 * log_blocks - 3)), np.uint8)
     nodes = Nodes(
         root=arena.root, children=arena.children.numpy(), any_occupied=arena.any_occupied.numpy(),
-        occupancy=occupancy, log_cells=log_cells, blocks=blocks, log_blocks=log_blocks,
+        occupancy=arena.occupancy.numpy(), log_cells=log_cells, blocks=arena.blocks.numpy(),
+        log_blocks=log_blocks(log_cells),
     )  # fmt: skip
     most = np.iinfo(np.int64).max if limit is None else limit
     known = _notes(num, min(most, _KNOWN))
     with parallel_region():
-        _coarsen(occupancy, log_cells, log_blocks, blocks)
         _count(packet, nodes, most, adapt, counts, ends, *known)
         # few rays, if any, have more samples than were noted
         long = np.flatnonzero(counts > known[0].shape[1])

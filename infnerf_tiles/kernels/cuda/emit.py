@@ -6,8 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, PackedSamples, Rays
-from infnerf_tiles.kernels.cuda.lattice import block_length, block_size, lattice_of, occupied, place_of, ray_at
+from infnerf_tiles.kernels.cuda.lattice import block_length, block_size, lattice_of, place_of, ray_at
 from infnerf_tiles.kernels.cuda.launch import launch, programs_for
+from infnerf_tiles.kernels.cuda.walk import occupied
 
 _RAYS, _WIDE = 16, 8
 

@@ -14,9 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples, Rays, Samples
+from infnerf_tiles.kernels.blocks import log_blocks
 from infnerf_tiles.kernels.cuda.emit import Columns, KnownSamples, emit, store_sample
-from infnerf_tiles.kernels.cuda.lattice import advance, block_length, inverse_of, lattice_of, ray_at, step_range
+from infnerf_tiles.kernels.cuda.lattice import block_length, block_size, lattice_of, place_of, ray_at, step_range
 from infnerf_tiles.kernels.cuda.launch import launch, programs_for
+from infnerf_tiles.kernels.cuda.walk import cell_end, drawn_until, find_node, fixed, inverse_of, is_set
 
 __all__ = ["march", "march_packed"]
 
@@ -31,13 +33,13 @@ _KNOWN = 64
 @triton.jit(do_not_specialize=["num", "limit", "known", "root"])
 def _march_kernel(
     origins, directions, footprint, offsets, start, num_rays,
-    root, children, occupancy, any_occupied, level, treelet, lambda_max, top_level, top_xyz, above,
+    root, children, occupancy, blocks, any_occupied, level, treelet, lambda_max, top_level, top_xyz, above,
     total, ends, ray_start, ray_count,
     out_ray, out_t, out_dt, out_wanted, out_slot, out_beta, out_position, out_blend, out_slot_above,
     out_position_above,
     known_step, known_slot, constants, num, limit, known,
     EMIT: tl.constexpr, COUNTED: tl.constexpr, STARTED: tl.constexpr, ADAPT: tl.constexpr, LOG_CELLS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LOG_BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = q < num
@@ -63,10 +65,12 @@ def _march_kernel(
         begin = tl.load(start + q, mask=live, other=-1)
         live = live & (begin >= 0)
         i = tl.maximum(first, tl.minimum(begin, last.to(tl.int64)).to(tl.int32))
+    log2_q = log_q * 1.4426950408889634
     n = tl.zeros([BLOCK], dtype=tl.int32)
     slot = tl.zeros([BLOCK], dtype=tl.int32) + root
     lev = tl.zeros([BLOCK], dtype=tl.int32)
-    nx, ny, nz = lev, lev, lev
+    nx, ny, nz, region, until = lev, lev, lev, lev, lev
+    blank = n > 0
     # thinning: run j of neighbouring samples, [j goal / kept, (j + 1) goal / kept), keeps its middle one
     ratio = goal.to(tl.float64) / tl.maximum(kept, 1).to(tl.float64)
     j = tl.zeros([BLOCK], dtype=tl.int32)
@@ -78,34 +82,65 @@ def _march_kernel(
         row = tl.load(ray_start + q, mask=live, other=0)
     active = live & (i < last) & (n < goal)
     while tl.max(active.to(tl.int32), 0) > 0:
-        hit, jump, slot, lev, nx, ny, nz, wanted, t, x, y, z, stride = advance(
-            active, i, last, slot, lev, nx, ny, nz,
-            ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z, mid_near, offset, log_q, lambda_near, most, slack,
-            root, children, occupancy, any_occupied, LOG_CELLS, ADAPT,
+        t, x, y, z, wanted = place_of(i, ox, oy, oz, dx, dy, dz, mid_near, offset, log_q, lambda_near)
+        fx, fy, fz = fixed(x, y, z)
+        # loads wait for each other, so nodes are looked for only where another one may draw
+        lost = active & ((i >= until) | ((((fx ^ nx) | (fy ^ ny) | (fz ^ nz)) >> region) != 0))
+        if tl.max(lost.to(tl.int32), 0) > 0:
+            slot, lev, region, blank = find_node(
+                lost, fx, fy, fz, wanted, slot, lev, region, blank, root, children, any_occupied
+            )
+            nx, ny, nz = tl.where(lost, fx, nx), tl.where(lost, fy, ny), tl.where(lost, fz, nz)
+            until = tl.where(lost, drawn_until(i, last, wanted, lev, log2_q), until)
+        inside_node = active & (blank == 0)
+        # both at once, neither waits for the other
+        full = is_set(occupancy, fx, fy, fz, slot, 30 - LOG_CELLS - lev, inside_node, LOG_CELLS)
+        busy = is_set(blocks, fx, fy, fz, slot, 30 - LOG_BLOCKS - lev, inside_node, LOG_BLOCKS)
+        shift = tl.where(blank, region, 30 - lev - tl.where(busy, LOG_CELLS, LOG_BLOCKS))
+        stop = cell_end(
+            i, until, t, fx, fy, fz, shift, ox, oy, oz, dx, dy, dz, inverse_x, inverse_y, inverse_z, mid_near, offset,
+            log2_q, slack,
         )  # fmt: skip
-        if EMIT == 0:
-            noted = hit & (n < known)
-            tl.store(known_step + q.to(tl.int64) * known + n, i, mask=noted)
-            tl.store(known_slot + q.to(tl.int64) * known + n, slot, mask=noted)
-        if EMIT:
-            length += tl.where(hit, block_length(t, c, log_q, tl.where(hit, stride, 1)), 0.0)
-            here = hit & (n == middle)
-            m = row + j
-            store_sample(
-                m, q, slot, lev, wanted, t, x, y, z, here,
-                level, treelet, lambda_max, top_level, top_xyz, above, occupancy,
-                out_ray, out_t, out_wanted, out_slot, out_beta, out_position, out_blend, out_slot_above,
-                out_position_above, LOG_CELLS,
-            )  # fmt: skip
-            done = hit & (n == end - 1)
-            tl.store(out_dt + m, length.to(tl.float32), mask=done)
-            length = tl.where(done, 0.0, length)
-            j = tl.where(done, j + 1, j)
-            later = ((j + 1).to(tl.float64) * ratio + 1e-7).to(tl.int32)
-            middle = tl.where(done, (end + later - 1) // 2, middle)
-            end = tl.where(done, later, end)
-        n += hit.to(tl.int32)
-        i = tl.where(active, jump, i)
+        # the samples of a full cell, steps i .. stop - 1
+        taking = full
+        while tl.max(taking.to(tl.int32), 0) > 0:
+            size = tl.full([BLOCK], 1, dtype=tl.int32)
+            if ADAPT:
+                wanted_here = lambda_near - (i.to(tl.float64) + offset) * log2_q
+                longer = block_size(i, wanted_here, lev, log2_q, most)
+                size = tl.where(taking & (wanted_here > lev.to(tl.float64)), longer, 1)
+            front = i & (-size)
+            here = front + (size >> 1)
+            behind = tl.minimum(front + size, stop)
+            hit = taking & (i <= here) & (here < stop)
+            if EMIT == 0:
+                noted = hit & (n < known)
+                tl.store(known_step + q.to(tl.int64) * known + n, here, mask=noted)
+                tl.store(known_slot + q.to(tl.int64) * known + n, slot, mask=noted)
+            if EMIT:
+                t, x, y, z, wanted = place_of(here, ox, oy, oz, dx, dy, dz, mid_near, offset, log_q, lambda_near)
+                # a block of two may begin where a finer level is wanted, and have its middle where none is
+                size = tl.where(wanted > lev.to(tl.float64), size, 1)
+                length += tl.where(hit, block_length(t, c, log_q, size), 0.0)
+                m = row + j
+                store_sample(
+                    m, q, slot, lev, wanted, t, x, y, z, hit & (n == middle),
+                    level, treelet, lambda_max, top_level, top_xyz, above, occupancy,
+                    out_ray, out_t, out_wanted, out_slot, out_beta, out_position, out_blend, out_slot_above,
+                    out_position_above, LOG_CELLS,
+                )  # fmt: skip
+                done = hit & (n == end - 1)
+                tl.store(out_dt + m, length.to(tl.float32), mask=done)
+                length = tl.where(done, 0.0, length)
+                j = tl.where(done, j + 1, j)
+                later = ((j + 1).to(tl.float64) * ratio + 1e-7).to(tl.int32)
+                middle = tl.where(done, (end + later - 1) // 2, middle)
+                end = tl.where(done, later, end)
+            n += hit.to(tl.int32)
+            filled = hit & (n == goal)
+            i = tl.where(taking, tl.where(filled, here + 1, behind), i)
+            taking = taking & (i < stop) & (filled == 0)
+        i = tl.where(active & (full == 0), stop, i)
         active = active & (i < last) & (n < goal)
     if EMIT == 0:
         tl.store(total + q, n, mask=inside)
@@ -252,18 +287,19 @@ class _March:
 
     def _walk(self, out: Columns | PackedSamples, ray_start: Tensor, ray_count: Tensor, *, emit: bool) -> None:
         rays, arena, start, num = self.rays, self.arena, self.start, self.rays.origins.shape[0]
+        log_cells = arena.occupancy_cells.bit_length() - 1
         launch(
             _march_kernel, programs_for(num, _BLOCK),
             rays.origins.contiguous(), rays.directions.contiguous(), rays.footprint.contiguous(),
             rays.offset.contiguous(), self.ends if start is None else start.contiguous(),
             self.total if self.num_rays is None else self.num_rays,
-            arena.root, arena.children, arena.occupancy, arena.any_occupied, arena.level, arena.treelet,
+            arena.root, arena.children, arena.occupancy, arena.blocks, arena.any_occupied, arena.level, arena.treelet,
             arena.lambda_max, arena.top_level, arena.top_xyz, arena.above, self.total, self.ends, ray_start, ray_count,
             out.ray, out.t, out.dt, out.wanted, out.slot, out.beta, out.position, out.blend, out.slot_above,
             out.position_above, self.known.step, self.known.slot, self.constants, num,
             _UNLIMITED if self.limit is None else self.limit, self.known.most,
             EMIT=emit, COUNTED=self.num_rays is not None, STARTED=start is not None, ADAPT=self.adapt,
-            LOG_CELLS=arena.occupancy_cells.bit_length() - 1, BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
+            LOG_CELLS=log_cells, LOG_BLOCKS=log_blocks(log_cells), BLOCK=_BLOCK, num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
 
 
