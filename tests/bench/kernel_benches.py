@@ -33,7 +33,8 @@ def encode_chain(bench: Bench) -> list[Result]:
         shape = FieldShape(cells=cells, table_size=1 << table_log2, features=2)
         grids = 1 if bench.on_gpu else shape.num_corrections
         arena = _chain_arena(shape, 16 - grids, bench.device, grids)
-        count = 50_000 if bench.quick else 200_000
+        # fewer would not fill a GPU
+        count = 50_000 if bench.quick else 1 << 20 if bench.on_gpu else 200_000
         results.append(_encode(bench, f"encode 16x2 T 2^{table_log2}", arena, count, levels=16 - grids))
     return results
 

@@ -106,6 +106,17 @@ def _encode_kernel(
     tl.store(place, total.to(out.dtype.element_ty), mask=inside[:, None])
 
 
+@triton.jit
+def _mark(marks, row, mask, BEHIND: tl.constexpr):
+    """Mark the blocks of rows. BEHIND: whether the row before has been marked too."""
+    if BEHIND:
+        mask = mask & ((row & 7) == 0)
+    # most have been: a look, which the nearest cache answers, costs less than another write
+    place = marks + (row >> 3)
+    fresh = tl.load(place, mask=mask, other=1) == 0
+    tl.store(place, 1, mask=mask & fresh)
+
+
 @triton.jit(do_not_specialize=["capacity", "slots", "dense_rows"])
 def _backward_kernel(
     position, slot, beta, count, grad, level, parent, treelet, top_level, dense_offset, dense_grids,
@@ -154,7 +165,7 @@ def _backward_kernel(
             )  # fmt: skip
             row = lowest + ((c >> 2) * (n + 1) + ((c >> 1) & 1)) * (n + 1) + (c & 1)
             has = (g < grids) & (row < dense_rows)
-            tl.store(mark_dense + (row >> 3), 1, mask=has & (part == 0))
+            _mark(mark_dense, row, has & (part == 0), c & 1)
             place = (grad_dense + row * F + part)[:, None] + f[None, :]
             tl.atomic_add(place, w[:, None] * toward, mask=has[:, None], sem="relaxed")
         first += ((n + 1) * (n + 1) * (n + 1) + 7) // 8 * 8
@@ -184,7 +195,7 @@ def _backward_kernel(
                     fresh = fresh & ((iy & 1) == 1)
                 if c >> 2:
                     fresh = fresh & ((iz & 1) == 1)
-            tl.store(marks + (row >> 3), 1, mask=fresh)
+            _mark(marks, row, fresh, (c & 1) * (1 - HASHED))
             place = (own + row * F)[:, None] + f[None, :]
             tl.atomic_add(place, w[:, None] * toward, mask=has[:, None], sem="relaxed")
         weight = tl.full([BLOCK], 1.0, dtype=tl.float32)
