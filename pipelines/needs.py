@@ -28,6 +28,8 @@ _HEAP_BYTES, _HEAP_BYTES_PER_SAMPLE = 64 << 20, 4 << 10
 """What thousands of steps of ever other sizes leave between blocks, which a few calibrating ones do not."""
 _STREAMING = 1.25
 """Memory of pixels that are exchanged now and then, over that of those in use."""
+_WORKER_BYTES = 40 << 20
+"""What dask takes in a worker process: its libraries, its event loop and what waits to be sent."""
 _SLACK = 1.05
 """What an allocator loses between blocks."""
 
@@ -62,6 +64,7 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     """
     shape = found.shape
     data = _dataset_bytes(found.photos)
+    base = measured.base_bytes + (0 if budgets.ram is None else _WORKER_BYTES)
     row = 4 * shape.row_length
     nodes = [len(t.keys) for t in found.treelets]
     capacity = max(n + growth_room(found, n) for n in nodes)
@@ -73,11 +76,11 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     cutting = max(CHUNK_BYTES, _patch_bytes(found.photos)) + _decoding_bytes(found)
     assigning = frozen + around * row // 2 + _ASSIGNING_BYTES
     own = _training_bytes(found, measured, capacity) + frozen + PART_BYTES * 3
-    own = int(_SLACK * (measured.base_bytes + data + max(own, assigning)))
+    own = int(_SLACK * (base + data + max(own, assigning)))
     pixels = int(largest_pixels(found) / PATCH**2 * RESIDENT_PATCH_BYTES * 1.1)
     count = min(found.octree.num_nodes, found.settings.training.seed_nodes)
     seed = count + seed_room(count, found.octree.num_nodes, found.node_limit, found.settings.training.seed_nodes)
-    joint = int(_SLACK * (measured.base_bytes + data + _training_bytes(found, measured, seed) + _decoding_bytes(found)))
+    joint = int(_SLACK * (base + data + _training_bytes(found, measured, seed) + _decoding_bytes(found)))
     patches = _seed_patches(found) * RESIDENT_PATCH_BYTES
     limit = None
     if budgets.ram is not None:
@@ -87,7 +90,7 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     host = {
         "training a treelet": own + pixels,
         "seed stage": joint + patches,
-        "cutting photos": int(_SLACK * (measured.base_bytes + data + cutting)),
+        "cutting photos": int(_SLACK * (base + data + cutting)),
     }
     device = {}
     if measured.device_base_bytes:

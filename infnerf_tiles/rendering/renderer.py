@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 
 from infnerf_tiles.arrays import Float32, Float64, Int64, check_shape
 from infnerf_tiles.errors import BudgetError
 from infnerf_tiles.geometry.camera import Camera
 from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.cpu import set_threads
+from infnerf_tiles.process import hold_freed_memory
 from infnerf_tiles.rendering.accounts import row_costs, smallest_working_set
 from infnerf_tiles.rendering.arena_memory import in_half
 from infnerf_tiles.rendering.device_block import DeviceBlock, Painter
@@ -91,6 +93,9 @@ class Renderer:
         self._lock = threading.Lock()
         self.cache = self._new_cache(read_ahead)
         self._painter = Painter(scene, self.device) if self._half else None
+        if self._half:
+            # the next picture's arrays come from what this one's leave, and need no new pages
+            hold_freed_memory()
 
     @property
     def deepest_level(self) -> int:
@@ -287,7 +292,7 @@ class Renderer:
         shown, window = block.shown(affine), block.window
         place = slice(window.y0, window.y1), slice(window.x0, window.x1)
         size = (window.height, window.width)
-        picture.rgb[place] = shown.rgb.reshape(*size, 3)
-        picture.transmittance[place] = shown.transmittance.reshape(size)
-        picture.depth[place] = shown.depth.reshape(size)
-        picture.level[place] = shown.level.reshape(size)
+        for name, pixels in shown._asdict().items():
+            channel: Float32 = getattr(picture, name)
+            # torch copies with several threads: on a GPU one thread's copy is a good part of a picture's time
+            torch.from_numpy(channel[place]).copy_(torch.from_numpy(pixels.reshape(*size, *channel.shape[2:])))
