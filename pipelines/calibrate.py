@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.camera import Camera, PosedCameras
 from infnerf_tiles.geometry.footprint import gsd
 from infnerf_tiles.geometry.node_id import NodeId, RootCube
+from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.arena import MarchSettings
 from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.process import peak_memory, resident_memory
@@ -79,6 +80,8 @@ def calibrate(settings: Settings, threads: int | None = None) -> Calibration:
 def measure(settings: Settings, threads: int | None) -> Calibration:
     """Measure in this process, whose peak memory must not have been higher before."""
     set_threads(threads)
+    on_gpu = chosen_device(settings.training.device).type == "cuda"
+    wait: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     trainers = [_trainer(settings, capacity, 0) for capacity in _SLOTS]
     small, large = (_sizes(trainer) for trainer in trainers)
     with_frozen = _sizes(_trainer(settings, _SLOTS[0], _FROZEN))
@@ -91,11 +94,13 @@ def measure(settings: Settings, threads: int | None) -> Calibration:
     started = 0.0
     for step in range(_STEPS):
         if step == _STEPS - _TIMED:
+            wait()
             started = time.perf_counter()
         trainer.train_step()
+    wait()
     seconds = (time.perf_counter() - started) / _TIMED
     resident, peak = resident_memory(), peak_memory()
-    device_peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    device_peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     return Calibration(
         base_bytes=max((resident or peak) - held, 0),
         fixed_bytes=max(small["host"] - _SLOTS[0] * per_slot["host"], 0),
@@ -138,7 +143,8 @@ def _trainer(settings: Settings, capacity: int, frozen: int) -> Trainer:
             top_keys=np.zeros(1, np.int64),
             bases=np.zeros((1, shape.base_length), np.float16),
         )
-    state = TrainingState(shape, top, np.sort(keys), capacity, around)
+    device = chosen_device(settings.training.device)
+    state = TrainingState(shape, top, np.sort(keys), capacity, around, device=device)
     n = shape.occupancy_cells
     state.start_occupancy(rng.random((len(keys), n, n, n)) < 0.15, 2 * settings.training.occupancy_threshold)
     shared = Shared(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infnerf_tiles.field.decoder import DENSITY_GAIN, Decoder, decoder_shape
-from infnerf_tiles.kernels.cuda import decode, decodes
+from infnerf_tiles.kernels.cuda import decode, decode_density, decodes
 
 
 def random_decoder(rng: np.random.Generator, features: int, hidden: int, geometry: int) -> Decoder:
@@ -25,6 +25,16 @@ def random_decoder(rng: np.random.Generator, features: int, hidden: int, geometr
 def parameters_of(decoder: Decoder) -> list[torch.Tensor]:
     layers = (decoder.density_in, decoder.density_out, decoder.colour_in, decoder.colour_mid, decoder.colour_out)
     return [p for layer in layers for p in (layer.weight, layer.bias)]
+
+
+def _constants(decoder: Decoder) -> dict[str, float]:
+    shape = decoder.shape
+    return {
+        "gain": DENSITY_GAIN,
+        "bias": shape.density_bias,
+        "max_exponent": shape.max_exponent,
+        "gsd_ref": shape.gsd_ref,
+    }
 
 
 class DecodeChecks:
@@ -56,8 +66,7 @@ class DecodeChecks:
                 expected = decoder(features, basis[ray.long()])
                 found = decode(
                     features, ray, basis, parameters, count=torch.tensor([used], dtype=torch.int32, device=self.device),
-                    gain=DENSITY_GAIN, bias=decoder.shape.density_bias, max_exponent=decoder.shape.max_exponent,
-                    gsd_ref=decoder.shape.gsd_ref, dtype=dtype,
+                    **_constants(decoder), dtype=dtype,
                 )  # fmt: skip
                 for mine, theirs in zip(found, expected, strict=True):
                     assert not bool(mine[used:].any())
@@ -71,6 +80,29 @@ class DecodeChecks:
                     off = float((mine - theirs).norm()) / max(1, theirs.numel()) ** 0.5
                     # a rectifier on its kink may open for one and not the other: rare among many rows
                     assert off <= min(20 * allowed, 0.2) * scale + 1e-12 or (used == 1 and dtype != torch.float32)
+
+    @pytest.mark.parametrize("size", [(8, 64, 15), (4, 16, 15), (32, 32, 31)])
+    def test_density_alone_is_that_of_the_layers(self, rng: np.random.Generator, size: tuple[int, int, int]) -> None:
+        decoder = random_decoder(rng, *size).to(self.device)
+        for dtype, allowed in self.formats.items():
+            for rows in (0, 1, 151 * self.scale):
+                features = torch.from_numpy(rng.normal(0.0, 0.3, (rows, size[0]))).float().to(self.device)
+                found = decode_density(features, parameters_of(decoder), **_constants(decoder), dtype=dtype)
+                with torch.no_grad():
+                    assert torch.allclose(found, decoder.density(features)[0], atol=allowed, rtol=10 * allowed)
+
+    @pytest.mark.parametrize("layer", ["density_in", "density_out", "colour_mid"])
+    def test_nan_in_a_weight_is_not_hidden(self, rng: np.random.Generator, layer: str) -> None:
+        decoder = random_decoder(rng, 8, 16, 15).to(self.device)
+        with torch.no_grad():
+            getattr(decoder, layer).weight[0] = torch.nan
+        features = torch.from_numpy(rng.normal(size=(30, 8))).float().to(self.device)
+        ray = torch.zeros(30, dtype=torch.int32, device=self.device)
+        sigma, colour = decode(
+            features, ray, torch.ones((1, 16), device=self.device), parameters_of(decoder), **_constants(decoder),
+            count=torch.tensor([30], dtype=torch.int32, device=self.device), dtype=torch.float32,
+        )  # fmt: skip
+        assert bool((torch.isnan(sigma) | torch.isnan(colour).any(dim=1)).all())
 
     def test_other_shapes_are_left_to_the_layers(self, rng: np.random.Generator) -> None:
         for size in ((8, 24, 15), (8, 64, 14), (8, 128, 15), (5, 64, 15)):

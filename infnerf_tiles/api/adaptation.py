@@ -3,6 +3,7 @@
 The rules are those of `training`: this holds the training state of the model's octree and hands the changes back.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -188,11 +189,12 @@ class Adaptation:
     def settle(self) -> None:
         """At the end of a training: make the levels' occupancy agree where one hands over to the next."""
         model, state = self.model, self.state
-        if not isinstance(model.grid, OctreeGrid) or model.dtype != torch.float32 or model.device.type != "cpu":
+        if not isinstance(model.grid, OctreeGrid) or model.dtype != torch.float32:
             return
-        state.arena.tables, state.arena.dense = model.grid.tables.data, model.grid.dense.data
+        # the octree's state is on the processor, wherever the model is
+        state.arena.tables, state.arena.dense = model.grid.tables.data.cpu(), model.grid.dense.data.cpu()
         threshold = model.config.pruning_threshold
-        decoder: Any = model.decoder
+        decoder: Any = model.decoder if model.device.type == "cpu" else copy.deepcopy(model.decoder).cpu()
         state.set_occupied(settle_levels(state, decoder, self.frame, state.occupied(), threshold))
         self._hand_over()
 

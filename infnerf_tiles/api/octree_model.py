@@ -243,9 +243,11 @@ class OctreeModel(nn.Module):
         rgb, transmittance, depth, weights = kernels_for(self.lambda_max).composite(
             samples.ray_start, sigma, colour, samples.t, samples.dt, stop=_STOP
         )
-        rgb = rgb + transmittance[:, None] * self.background(basis, generator)
-        if photo is not None:
-            rgb = self.appearance(photo.to(self.device), rgb)
+        # colours that are compared with photos are not rounded to what layers compute in
+        with torch.autocast(self.device.type, enabled=False):
+            rgb = rgb + transmittance[:, None] * self.background(basis, generator)
+            if photo is not None:
+                rgb = self.appearance(photo.to(self.device), rgb)
         return {
             "rgb": rgb,
             "depth": depth,

@@ -1,6 +1,7 @@
 """Density and colour of packed samples of resident nodes: the bridge from kernels to compositing."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -46,11 +47,19 @@ def evaluate_nodes(
     kernels = for_device(device)
     if ray is None:
         ray = torch.arange(num, dtype=torch.int32, device=device)
-    if type(decoder) is Decoder and kernels.ROWS_ALONE:
+    if decodes_alone(decoder, kernels):
         kernels.decode_into(decoder.weights(), features, basis, ray, sigma, colour)
     else:
         decode_padded(decoder, features, basis, ray, sigma, colour)
     return sigma, colour
+
+
+def decodes_alone(decoder: Decoder, kernels: ModuleType) -> bool:
+    """Whether `decode_into` of these kernels can take a decoder, and gives a row the same bits in any company."""
+    if type(decoder) is not Decoder or not kernels.ROWS_ALONE:
+        return False
+    widest = max(decoder.shape.hidden, decoder.shape.geometry_features + 1)
+    return kernels.WIDEST is None or widest <= kernels.WIDEST
 
 
 def decode_padded(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from infnerf_tiles.field.decoder import Decoder
-from infnerf_tiles.field.shading import decode_padded
+from infnerf_tiles.field.shading import decode_padded, decodes_alone
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena, MarchSettings, PackedSamples
 from infnerf_tiles.kernels.lanes import GIVEN, LEFT, SAMPLES, Lanes, RayTable
@@ -26,8 +26,6 @@ FEWEST, MOST = 8, 64
 """Samples per ray and round; few, since what lies behind an opaque surface is shaded for nothing."""
 LOOK_EVERY = 4
 """Rounds between two looks of the host."""
-_FUSED_WIDTH = 64
-"""Neurons per layer up to which one kernel can hold all layers of the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,8 @@ class Rounds:
         self._num_rays = torch.full((1,), lanes, dtype=torch.int32, device=device)
         self._ones = torch.ones(capacity if has_above else 0, device=device)
         self._looks = _Looks(device)
-        self._weights = self._kernels.prepare_weights(decoder.weights()) if self._is_fused(decoder) else None
+        alone = decodes_alone(decoder, self._kernels)
+        self._weights = self._kernels.prepare_weights(decoder.weights()) if alone else None
 
     @torch.no_grad()
     def run(
@@ -153,12 +152,6 @@ class Rounds:
             self._decode(above, packed.ray.index_select(0, packed.above_sample), packed.above_count)
             kernels.mix_above(packed, own.sigma, own.colour, above.sigma, above.colour)
         kernels.accumulate(lanes, packed, arena, lattice, own.sigma, own.colour, stop=stop, end=end)
-
-    def _is_fused(self, decoder: Decoder) -> bool:
-        """Whether one kernel does all layers; the plain twins' products depend on the number of rows."""
-        if type(decoder) is not Decoder or not self._kernels.ROWS_ALONE:
-            return False
-        return max(decoder.shape.hidden, decoder.shape.geometry_features + 1) <= _FUSED_WIDTH
 
     def _decode(self, shaded: "_Shaded", ray: Tensor, count: Tensor) -> None:
         if self._weights is not None:

@@ -20,6 +20,7 @@ def save(trainer: Trainer) -> tuple[dict[str, AnyArray], dict[str, Any]]:
     """
     state, moments, own = trainer.state, trainer.moments, trainer.state.num_own
     state.check_finite(trainer.step)
+    trainer.shared.check_finite(trainer.step)
     facts, more = trainer.stepper.save()
     dense = state.shape.training_dense_rows
     evidence = trainer.evidence

@@ -81,7 +81,7 @@ class DeviceStep:
         self._kernels = for_device(self.device)
         self._points = counters(4, TRANSPARENCY_POINTS, self.device, behind=ROWS * num_rays)
         self._fused = fused
-        self._captured = captured and self.device.type == "cuda"
+        self._captured = captured and self._kernels.CAPTURABLE and self.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warmed = 0
 

@@ -43,6 +43,7 @@ def finish(trainer: Trainer, threshold: float, needed: Int64) -> TrainedTreelet:
     """
     state, evidence = trainer.state, trainer.evidence
     state.check_finite(trainer.step)
+    trainer.shared.check_finite(trainer.step)
     rng = np.random.default_rng((*trainer.seed, 1 << 40))
     ema = state.ema[: state.num_own].cpu().numpy()
     candidates = np.flatnonzero(ema > 0.25 * threshold)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from infnerf_tiles.arrays import AnyArray
+from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
 from infnerf_tiles.field.decoder import Decoder
@@ -32,6 +33,18 @@ class Shared:
         """All shared parameters that learn."""
         appearance = list(self.appearance.parameters()) if self.learns_appearance else []
         return [*self.decoder.parameters(), *appearance, *self.background.parameters()]
+
+    def check_finite(self, step: int) -> None:
+        """NonFiniteError if a parameter that learns is NaN or infinite."""
+        if not self.trainable:
+            return
+        for part in (self.decoder, self.appearance, self.background):
+            for name, values in part.named_parameters():
+                if not bool(torch.isfinite(values.detach()).all()):
+                    raise NonFiniteError(
+                        f"seed stage: {name} of the {type(part).__name__.lower()} is not finite after step {step}; the "
+                        "last good state is kept. Lower training.lr"
+                    )
 
     def load_arrays(
         self, decoder: Mapping[str, AnyArray], appearance: Mapping[str, AnyArray], background: Mapping[str, AnyArray]

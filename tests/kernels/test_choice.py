@@ -33,3 +33,8 @@ def test_all_twins_offer_the_same() -> None:
     # the decoder's layers with their gradient are torch's own work in the readable twin
     extra = {"set_threads", "decode", "decodes", "decode_density"}
     assert set(cpu.__all__) - extra == set(reference.__all__)
+
+
+def test_the_twin_for_gpus_offers_what_that_for_processors_does() -> None:
+    cuda = pytest.importorskip("infnerf_tiles.kernels.cuda", exc_type=ImportError)
+    assert set(cuda.__all__) == set(cpu.__all__) - {"set_threads"}

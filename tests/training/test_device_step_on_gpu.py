@@ -87,13 +87,14 @@ def test_a_step_is_the_processors(kind: str) -> None:
     assert float(error_a) == pytest.approx(float(error_b), rel=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says that it is a prototype
 def test_steps_wait_for_nothing() -> None:
     t = some_trainer("inner", np.random.default_rng(3), LARGE, "training.lambda_transparency=0.1", device="cuda")
     for _ in range(5):
         t.train_step()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(20):
             device_step(t).take()
         device_step(t)._captured = False

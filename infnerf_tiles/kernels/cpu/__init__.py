@@ -36,3 +36,7 @@ __all__ = [
 
 ROWS_ALONE = True
 """Whether `decode_into` gives a row the same bits whatever rows are beside it."""
+CAPTURABLE = False
+"""Whether a training step of these kernels waits for nothing, so that it can be captured as a graph."""
+WIDEST: int | None = None
+"""Most neurons per layer that `decode_into` finds room for on the chip; None: any."""

@@ -6,7 +6,7 @@ use of them as a tensor on the device, so that a training step can be captured a
 
 from infnerf_tiles.kernels.cuda.adam import adam
 from infnerf_tiles.kernels.cuda.composite import composite, composite_into
-from infnerf_tiles.kernels.cuda.decode import decode, decodes
+from infnerf_tiles.kernels.cuda.decode import decode, decode_density, decodes
 from infnerf_tiles.kernels.cuda.decode_into import decode_into, prepare_weights
 from infnerf_tiles.kernels.cuda.encode import encode, encode_into
 from infnerf_tiles.kernels.cuda.lanes import accumulate, mix_above, refill
@@ -20,6 +20,7 @@ __all__ = [
     "composite",
     "composite_into",
     "decode",
+    "decode_density",
     "decode_into",
     "decodes",
     "encode",
@@ -36,3 +37,7 @@ __all__ = [
 
 ROWS_ALONE = True
 """Whether `decode_into` gives a row the same bits whatever rows are beside it."""
+CAPTURABLE = True
+"""Whether a training step of these kernels waits for nothing, so that it can be captured as a graph."""
+WIDEST: int | None = 64
+"""Most neurons per layer that `decode_into` finds room for on the chip; None: any."""

@@ -24,6 +24,17 @@ _OUT = 16
 
 
 @triton.jit
+def _rectified(x):
+    """max(x, 0), which keeps NaN, so that a loss tells of it."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _density(exponent, highest, gsd):
+    return tl.exp(tl.minimum(exponent, highest, propagate_nan=tl.PropagateNan.ALL)) / gsd
+
+
+@triton.jit
 def _matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, rows, columns, stride, first, skip, DT: tl.constexpr):
     """[ROWS, COLUMNS] of a layer's transposed weight: element (k, j) is pointer[j * stride + first + k - skip].
 
@@ -58,14 +69,14 @@ def _layers(
     """Inputs and hidden values of a block of rows."""
     k = tl.arange(0, FP)
     x = tl.load(features + m[:, None] * F + k[None, :], mask=live[:, None] & (k < F)[None, :], other=0.0).to(DT)
-    h1 = tl.maximum(tl.dot(x, w1, input_precision="ieee") + b1[None, :], 0.0).to(DT)
+    h1 = _rectified(tl.dot(x, w1, input_precision="ieee") + b1[None, :]).to(DT)
     h2 = tl.dot(h1, w2, input_precision="ieee") + b2[None, :]
     q = tl.load(ray + m, mask=live, other=0)
     c = tl.arange(0, 16)
     toward = tl.load(basis + q[:, None] * 16 + c[None, :], mask=live[:, None], other=0.0).to(DT)
     z1 = tl.dot(h2.to(DT), w3a, input_precision="ieee") + tl.dot(toward, w3b, input_precision="ieee")
-    z1 = tl.maximum(z1 + b3[None, :], 0.0).to(DT)
-    z2 = tl.maximum(tl.dot(z1, w4, input_precision="ieee") + b4[None, :], 0.0).to(DT)
+    z1 = _rectified(z1 + b3[None, :]).to(DT)
+    z2 = _rectified(tl.dot(z1, w4, input_precision="ieee") + b4[None, :]).to(DT)
     rgb = tl.sigmoid(tl.dot(z2, w5, input_precision="ieee") + b5[None, :])
     return x, h1, h2, toward, z1, z2, rgb
 
@@ -97,9 +108,28 @@ def _forward_kernel(
             features, ray, basis, m, live, w1, b1, w2, b2, w3a, w3b, b3, w4, b4, w5, b5, F, FP, DT
         )
         e = _exponent(features, h2, m, live, gain, bias, F, G1)
-        tl.store(sigma + m, tl.exp(tl.minimum(e, highest)) / gsd, mask=live)
+        tl.store(sigma + m, _density(e, highest, gsd), mask=live)
         j = tl.arange(0, 16)[None, :]
         tl.store(colour + m[:, None] * 3 + j, rgb, mask=live[:, None] & (j < 3))
+
+
+@triton.jit(do_not_specialize=["num"])
+def _density_kernel(
+    features, p1, q1, p2, q2, sigma, num, gain, bias, highest, gsd, F: tl.constexpr, FP: tl.constexpr, H: tl.constexpr,
+    G1: tl.constexpr, DT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    w1, b1 = _matrix(p1, FP, H, F, H, F, 0, 0, DT), _vector(q1, H, H)
+    w2, b2 = _matrix(p2, H, G1, H, G1, H, 0, 0, DT), _vector(q2, G1, G1)
+    k = tl.arange(0, FP)
+    for block in range(tl.program_id(0), tl.cdiv(num, BLOCK), tl.num_programs(0)):
+        m = block * BLOCK + tl.arange(0, BLOCK)
+        live = m < num
+        row = m.to(tl.int64)
+        x = tl.load(features + row[:, None] * F + k[None, :], mask=live[:, None] & (k < F)[None, :], other=0.0).to(DT)
+        h1 = _rectified(tl.dot(x, w1, input_precision="ieee") + b1[None, :]).to(DT)
+        h2 = tl.dot(h1, w2, input_precision="ieee") + b2[None, :]
+        e = _exponent(features, h2, row, live, gain, bias, F, G1)
+        tl.store(sigma + m, _density(e, highest, gsd), mask=live)
 
 
 @triton.jit
@@ -131,7 +161,7 @@ def _backward_kernel(
         j = tl.arange(0, 16)[None, :]
         out = tl.load(grad_colour + m[:, None] * 3 + j, mask=live[:, None] & (j < 3), other=0.0)
         out = (out * rgb * (1.0 - rgb)).to(DT)
-        steep = tl.load(grad_sigma + m, mask=live, other=0.0) * tl.exp(tl.minimum(e, highest)) / gsd
+        steep = tl.load(grad_sigma + m, mask=live, other=0.0) * _density(e, highest, gsd)
         steep = tl.where(e <= highest, steep, 0.0)
         d4 = tl.where(z2 > 0.0, tl.dot(out, tl.trans(w5), input_precision="ieee"), 0.0).to(DT)
         d3 = tl.where(z1 > 0.0, tl.dot(d4, tl.trans(w4), input_precision="ieee"), 0.0).to(DT)
@@ -278,3 +308,24 @@ def decode(
         features, ray, basis, count, (gain, bias, max_exponent, gsd_ref), dtype, *parameters
     )
     return result
+
+
+def decode_density(
+    features: Tensor,
+    parameters: list[Tensor],
+    *,
+    gain: float,
+    bias: float,
+    max_exponent: float,
+    gsd_ref: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Density float32 [M] alone, no gradient; arguments as in `decode`."""
+    features = features.detach().contiguous()
+    sigma = torch.empty(features.shape[0], device=features.device)
+    launch(
+        _density_kernel, _programs(features) if len(features) else 0, features,
+        *(p.detach() for p in parameters[:4]), sigma, features.shape[0], gain, bias, max_exponent, gsd_ref,
+        **_sizes(features, parameters, dtype), BLOCK=_BLOCK, num_warps=_WARPS,
+    )  # fmt: skip
+    return sigma

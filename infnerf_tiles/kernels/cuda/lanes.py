@@ -49,7 +49,8 @@ def _refill_kernel(
     tl.debug_barrier()
     free = (inside & (going == 0)).to(tl.int64)
     some = tl.sum(free, 0)
-    before = tl.load(status)
+    # an atomic is one thread's for all: others add to it meanwhile, and the threads must agree
+    before = tl.atomic_add(status, 0, sem="relaxed")
     taken = going
     if (some > 0) & (before < num_rows):
         place = tl.atomic_add(status, some, sem="relaxed") + tl.cumsum(free, 0) - free

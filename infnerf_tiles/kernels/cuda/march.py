@@ -231,7 +231,7 @@ def _cap_kernel(above_count, capacity_above):
     tl.store(above_count, tl.minimum(tl.load(above_count), capacity_above))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def march_constants(settings: MarchSettings, device: torch.device) -> Tensor:
     """Arguments of kernels are float32 at most; these must not be rounded. Kept: a captured graph cannot make them."""
     values = (settings.near, settings.step, settings.gsd_root, settings.lod_bias)

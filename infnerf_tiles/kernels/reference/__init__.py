@@ -1,7 +1,7 @@
 """Plain torch twins of the kernels: readable, slow, on any device. What the fast twins are tested against.
 
 They work in the number format they are given (float64 parameters give float64 results); positions and other sample
-columns come out in the format of the arena's tables.
+columns come out in the format of the arena's tables, float32 at least.
 """
 
 from infnerf_tiles.kernels.reference.adam import adam
@@ -34,3 +34,7 @@ __all__ = [
 
 ROWS_ALONE = False
 """Whether `decode_into` gives a row the same bits whatever rows are beside it."""
+CAPTURABLE = False
+"""Whether a training step of these kernels waits for nothing, so that it can be captured as a graph."""
+WIDEST: int | None = None
+"""Most neurons per layer that `decode_into` finds room for on the chip; None: any."""

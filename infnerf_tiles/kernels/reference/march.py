@@ -245,7 +245,9 @@ class _Nodes:
 
     def packed(self, per_ray: list[list[_Kept]], ends: list[int]) -> Samples:
         """Columns of all rays' samples."""
-        device, dtype = self.arena.device, self.arena.tables.dtype
+        device = self.arena.device
+        # half precision is for features: places and distances would move
+        dtype = torch.promote_types(self.arena.tables.dtype, torch.float32)
         flat = [(q, sample) for q, samples in enumerate(per_ray) for sample in samples]
         weights = [self.weights(s) for _, s in flat]
         local = [self.local(s.slot, s.unit) for _, s in flat]

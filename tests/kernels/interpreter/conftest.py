@@ -2,7 +2,4 @@
 
 import os
 
-import pytest
-
-pytest.register_assert_rewrite("cuda_checks", "decode_checks", "lane_checks", "march_checks", "update_checks")
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*"]

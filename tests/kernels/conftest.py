@@ -1,4 +1,4 @@
-"""Asserts of shared checks are reported in full."""
+"""Asserts of checks that several test files share are reported in full."""
 
 import pytest
 
