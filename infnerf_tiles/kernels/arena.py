@@ -10,8 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_LINE = 64
+"""Bytes of a cache line."""
 
 VERTEX_BLOCK = 8
 """Vertices of a 2x2x2 block. They stand side by side in a hashed table, and gradients are marked block by block."""
@@ -253,6 +257,17 @@ def table_is_dense(cells: int, table_size: int) -> bool:
     return (cells + 1) ** 3 <= table_size
 
 
+def reserved(*shape: int, device: torch.device | None = None) -> Tensor:
+    """float32 zeros that on the processor take memory page by page, when it is written to: room to grow into costs
+    nothing before. Begins at a whole cache line."""
+    if device is not None and device.type != "cpu":
+        return torch.zeros(shape, device=device)
+    size = math.prod(shape)
+    raw = np.zeros(size + _LINE // 4, np.float32)
+    first = -raw.ctypes.data % _LINE // 4
+    return torch.from_numpy(raw[first : first + size]).view(shape)
+
+
 class Gradients:
     """Gradient buffers of the trainable slots and dense rows, with a mark per vertex block that holds any gradient.
 
@@ -272,7 +287,7 @@ class Gradients:
         Args:
             slots: trainable nodes, slots 0 .. slots-1 of the arena. dense_rows: trainable rows at the start of `dense`.
         """
-        self.tables = torch.zeros((slots, table_size, features), device=device)
+        self.tables = reserved(slots, table_size, features, device=device)
         """float32 [slots, T, F]."""
         self.dense = torch.zeros((dense_rows, features), device=device)
         """float32 [dense_rows, F]."""

@@ -17,7 +17,7 @@ from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.geometry.node_id import NodeId, RootCube, child_keys, decode_keys
 from infnerf_tiles.kernels import for_device
-from infnerf_tiles.kernels.arena import VERTEX_BLOCK, Arena, Gradients, MarchSettings
+from infnerf_tiles.kernels.arena import VERTEX_BLOCK, Arena, Gradients, MarchSettings, reserved
 from infnerf_tiles.kernels.blocks import occupied_blocks
 from infnerf_tiles.volume.cells import any_occupied_below
 from infnerf_tiles.volume.occupancy import (
@@ -114,7 +114,7 @@ class TrainingState:
         self.top_keys = np.concatenate([np.array([top.key], np.int64), frozen.top_keys])
         self.level: Int32 = np.full(total, -1, np.int32)
         f = shape.features
-        self.tables = torch.zeros((total, shape.table_size, f), device=self.device)
+        self.tables = reserved(total, shape.table_size, f, device=self.device)
         """float32 [S, T, F], masters."""
         self._put(self.tables[capacity:], frozen.tables)
         own_rows, base_rows = shape.training_dense_rows, shape.base_rows
@@ -125,7 +125,7 @@ class TrainingState:
         if not self.copies:
             self.dense_grids[0] = shape.num_corrections
         o = shape.occupancy_cells
-        self.ema = torch.zeros((capacity, o, o, o), device=self.device)
+        self.ema = reserved(capacity, o, o, o, device=self.device)
         """float32 [capacity, O, O, O] (z, y, x): decayed maximum of optical depth per step, cell by cell."""
         self.prior = np.float32(0.0)
         """What an occupied cell counts before its density was looked at; refreshes let it decay."""
@@ -305,8 +305,8 @@ class Moments:
         self.gradients = Gradients(
             state.capacity, shape.table_size, shape.training_dense_rows, shape.features, state.device
         )
-        self.first_tables = torch.zeros_like(self.gradients.tables)
-        self.second_tables = torch.zeros_like(self.gradients.tables)
+        self.first_tables = reserved(*self.gradients.tables.shape, device=state.device)
+        self.second_tables = reserved(*self.gradients.tables.shape, device=state.device)
         self.first_dense = torch.zeros_like(self.gradients.dense)
         self.second_dense = torch.zeros_like(self.gradients.dense)
 

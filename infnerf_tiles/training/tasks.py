@@ -46,6 +46,8 @@ Progress = Callable[[str, float, float], None]
 
 GROWTH_ROOM = 64
 """Free slots for growth in every training."""
+_KEEPING = 20.0
+"""Seconds of training for each that keeping its state takes, at least: states of gigabytes take a while."""
 _WARM = 0.5
 """Share of its nodes with features from the seed stage at which a treelet starts slowly, so as not to undo them."""
 
@@ -289,17 +291,19 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
             _log.info("treelet %s: goes on at step %d", name, trainer.step)
         except ValueError as error:  # its nodes changed since: the seed stage died between its index and its decoder
             _log.warning("%s; it starts over", error)
-    last = time.monotonic()
+    last, pause = time.monotonic(), settings.checkpoint_seconds
 
     def on_step(now: Trainer) -> None:
-        nonlocal last
+        nonlocal last, pause
         now.pixels.seek(now.progress)
         if progress is not None:
             progress(name, now.progress, psnr_of(now.recent_error))
-        if time.monotonic() - last >= settings.checkpoint_seconds:
+        began = time.monotonic()
+        if began - last >= pause:
             arrays, counters = checkpoint.save(now)
             write_checkpoint(store, treelet, arrays, {**stage, **counters})
             last = time.monotonic()
+            pause = max(settings.checkpoint_seconds, _KEEPING * (last - began))
 
     if pixels_missing := trainer.pixels.num_pixels == 0:
         _log.warning("treelet %s: no photo shows it; it keeps what it starts from", name)
