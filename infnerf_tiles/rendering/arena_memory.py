@@ -28,7 +28,7 @@ class ArenaMemory:
         self._tables: Float32 = self.slots.array(np.float32, shape.row_length)
         self._bases: Float32 = self.places.array(np.float32, self._stride, shape.features)
         self._occupancy: UInt8 = np.zeros((num_slots, shape.occupancy_bytes), np.uint8)
-        self._blocks: UInt8 = occupied_blocks(torch.from_numpy(self._occupancy), shape.occupancy_cells).numpy()
+        self._blocks: UInt8 = np.zeros((num_slots, shape.block_bytes), np.uint8)
         self._own_occupied: UInt8 = np.zeros((num_slots, 1), np.uint8)
 
     def write_node(self, slot: int, table: AnyArray, occupancy: UInt8) -> None:
@@ -75,7 +75,7 @@ class DeviceArenaMemory:
             self._tables = torch.zeros(table, dtype=half, device=device)
             self._bases = torch.zeros((num_places * self._stride, shape.features), dtype=half, device=device)
             self._occupancy = torch.zeros((num_slots, shape.occupancy_bytes), dtype=torch.uint8, device=device)
-            self._blocks = occupied_blocks(self._occupancy, shape.occupancy_cells)
+            self._blocks = torch.zeros((num_slots, shape.block_bytes), dtype=torch.uint8, device=device)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             costs = row_costs(shape, half=True)
