@@ -102,7 +102,8 @@ def fit_photos(context: Context, photos: Sequence[int], *, threads: int | None =
     scene = Scene.of_store(context.store)
     budget = min(_DRAWING_BYTES, scene.settings.rendering.memory_budget_bytes)
     budget = max(budget, smallest_working_set(scene.index, scene.shape, scene.octree))
-    with Renderer(scene, budget, threads=threads) as renderer:
+    # it is a part of the training, whose device may be there where the one for pictures is not
+    with Renderer(scene, budget, threads=threads, device=context.settings.training.device) as renderer:
         fits = {photo: _fit(context, renderer, photo) for photo in photos}
     return {photo: found for photo, found in fits.items() if found is not None}
 

@@ -20,6 +20,7 @@ from infnerf_tiles.pipelines.recovery import commit_record, take_up_finished
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
+from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.garbage import collect_garbage
@@ -114,6 +115,8 @@ def train(
             settings=settings or scene_settings(store.header),
             threads=place.threads_per_task,
         )
+        if place.scheduler is None:  # a cluster's workers may have the device that is not here
+            chosen_device(task.settings.training.device)
         photos = scene_dataset(task.settings, Path(task.dataset), None if task.images is None else Path(task.images))
         context = checked_context(store, photos, task.settings, accept_changes)
         photos = context.photos

@@ -58,10 +58,13 @@ def demo(
       infnerf-tiles demo /tmp/better --set training.passes=6
     """
     from infnerf_tiles.cli import demo_stages as stages
+    from infnerf_tiles.kernels import chosen_device
 
     if device is not None:
         overrides = (f"training.device={device}", f"rendering.device={device}", *overrides)
     settings = load_settings(config or "demo", overrides)
+    for choice in (settings.training.device, settings.rendering.device):
+        chosen_device(choice)  # better now than after the photos
     record = _Record.of_folder(folder, _parameters(num_photos, size, settings))
     photos, scene = folder / "photos", str(folder / "city.zarr")
     with record.stage(terminal, "photos", f"taking {num_photos} photos") as todo:

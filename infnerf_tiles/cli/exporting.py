@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infnerf_tiles.cli.app import command
-from infnerf_tiles.cli.options import bytes_of, scene_argument
+from infnerf_tiles.cli.options import bytes_of, device_option, scene_argument
 from infnerf_tiles.cli.terminal import Terminal, facts_table
 from infnerf_tiles.errors import SettingsError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from infnerf_tiles.geometry.node_id import NodeId
-    from infnerf_tiles.rendering.renderer import Renderer
+    from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
 
 KINDS = ("points", "tiles", "depth", "cameras")
 
@@ -56,6 +56,7 @@ KINDS = ("points", "tiles", "depth", "cameras")
     help="Memory for the nodes drawn from, such as 2GiB.",
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Processor threads; default: all cores.")
+@device_option
 def export(
     terminal: Terminal,
     scene: str,
@@ -68,6 +69,7 @@ def export(
     appearance: str,
     memory_budget: int | None,
     threads: int | None,
+    device: "DeviceChoice | None",
 ) -> None:
     """Write what other programs read of SCENE to OUT: a point cloud, a 3D Tiles tileset, depth maps, or cameras.
 
@@ -105,7 +107,8 @@ def export(
         else:
             if kind != "depth" and suffix != ".ply":
                 earth.known_crs()  # better now than after the pictures
-            with Renderer(opened, memory_budget, threads=threads) as renderer, terminal.progress() as bars:
+            drawing = Renderer(opened, memory_budget, threads=threads, device=device)
+            with drawing as renderer, terminal.progress() as bars:
                 bar = bars.add_task("pictures", total=None)
                 if kind == "depth":
                     document |= _depth(renderer, output, depth_format, pyramid, chosen, bars, bar)

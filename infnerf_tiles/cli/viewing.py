@@ -1,13 +1,17 @@
 """`view`."""
 
 import threading
+from typing import TYPE_CHECKING
 
 import click
 
 from infnerf_tiles.cli.app import command
-from infnerf_tiles.cli.options import bytes_of, scene_argument
+from infnerf_tiles.cli.options import bytes_of, device_option, scene_argument
 from infnerf_tiles.cli.terminal import Terminal
 from infnerf_tiles.errors import SettingsError
+
+if TYPE_CHECKING:
+    from infnerf_tiles.rendering.renderer import DeviceChoice
 
 
 @scene_argument
@@ -39,8 +43,16 @@ from infnerf_tiles.errors import SettingsError
     metavar="PIXELS",
     help="Widest picture; default: 1920.",
 )
+@device_option
 def view(
-    terminal: Terminal, scene: str, host: str, port: int, memory_budget: int | None, threads: int | None, max_width: int
+    terminal: Terminal,
+    scene: str,
+    host: str,
+    port: int,
+    memory_budget: int | None,
+    threads: int | None,
+    max_width: int,
+    device: "DeviceChoice | None",
 ) -> None:
     """Look around in SCENE with a browser; pictures are drawn here and sent there.
 
@@ -64,7 +76,13 @@ def view(
     with (
         Scene.open(scene) as opened,
         Viewer(
-            opened, host=host, port=port, memory_budget=memory_budget, threads=threads, max_width=max_width
+            opened,
+            host=host,
+            port=port,
+            memory_budget=memory_budget,
+            threads=threads,
+            max_width=max_width,
+            device=device,
         ) as viewer,
     ):
         if viewer.token is not None:

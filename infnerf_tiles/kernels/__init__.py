@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 
+from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.kernels.arena import Arena, PackedSamples, Rays, Samples
 
 __all__ = ["Arena", "PackedSamples", "Rays", "Samples", "chosen_device", "for_device"]
@@ -31,7 +32,16 @@ def for_device(device: torch.device) -> ModuleType:
 
 
 def chosen_device(choice: str) -> torch.device:
-    """The device of a setting "auto", "cpu" or "cuda": auto takes CUDA where it and its kernels' compiler are there."""
+    """The device of a setting "auto", "cpu" or "cuda": auto takes CUDA where it and its kernels' compiler are there.
+
+    SettingsError for "cuda" where there is none.
+    """
+    if choice == "cuda" and not torch.cuda.is_available():
+        reason = "this torch has no CUDA" if torch.version.cuda is None else "no device is visible"
+        raise SettingsError(
+            f"device cuda: expected a CUDA device, got none ({reason}); use --device cpu or auto, "
+            "or for train --set training.device=auto"
+        )
     if choice == "cuda" or (choice == "auto" and torch.cuda.is_available() and _has_triton()):
         return torch.device("cuda")
     return torch.device("cpu")

@@ -80,7 +80,8 @@ class Renderer:
         at a time; `host_block`: the same, on the CPU only; `round_samples`: samples in work there; `eager_nodes`: nodes
         read before it is known whether anything hides them; none of them changes the picture.
 
-        BudgetError if the budget cannot hold what a single sample may need, or the device cannot hold the budget.
+        BudgetError if the budget cannot hold what a single sample may need, or the device cannot hold the budget;
+        SettingsError if the device is not there.
         """
         self.scene = scene
         self.memory_budget = scene.settings.rendering.memory_budget_bytes if memory_budget is None else memory_budget

@@ -11,6 +11,7 @@ from typing import Self
 
 import viser
 
+from infnerf_tiles.rendering.renderer import DeviceChoice
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.viewer.gate import Gate
 from infnerf_tiles.viewer.placement import placement_of
@@ -32,13 +33,14 @@ class Viewer:
         memory_budget: int | None = None,
         threads: int | None = None,
         max_width: int = 1920,
+        device: DeviceChoice | None = None,
     ) -> None:
         """host: address to listen at; any but this machine's own loopback asks visitors for a token. port: 0 for any
         that is free. max_width: widest picture in pixels. Other arguments as of `Renderer`.
 
         SettingsError if the address cannot be had, BudgetError as of `Renderer`.
         """
-        self._shared = SharedRenderer(scene, memory_budget, threads)
+        self._shared = SharedRenderer(scene, memory_budget, threads, device)
         self._max_width = max_width
         self._placement, start = placement_of(scene)
         self._visitors: dict[int, Visitor] = {}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from infnerf_tiles.errors import BudgetError
 from infnerf_tiles.rendering.accounts import smallest_working_set
-from infnerf_tiles.rendering.renderer import Renderer
+from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
 from infnerf_tiles.rendering.scene import Scene
 
 _BLOCK = 96  # pixels, on the CPU; visitors take turns block by block, and outdated pictures are given up between
@@ -15,11 +15,14 @@ _BLOCK = 96  # pixels, on the CPU; visitors take turns block by block, and outda
 class SharedRenderer:
     """A renderer whose budget can be changed while visitors draw with it."""
 
-    def __init__(self, scene: Scene, memory_budget: int | None, threads: int | None) -> None:
-        """BudgetError as of `Renderer`."""
+    def __init__(
+        self, scene: Scene, memory_budget: int | None, threads: int | None, device: DeviceChoice | None = None
+    ) -> None:
+        """BudgetError and SettingsError as of `Renderer`."""
         self.scene = scene
         self.smallest = smallest_working_set(scene.index, scene.shape, scene.octree)
         self._threads = threads
+        self._device = device
         self._renderer = self._new(memory_budget)
         self._users = 0
         self._changing = False
@@ -74,4 +77,4 @@ class SharedRenderer:
             self._renderer.close()
 
     def _new(self, memory_budget: int | None) -> Renderer:
-        return Renderer(self.scene, memory_budget, threads=self._threads, host_block=_BLOCK)
+        return Renderer(self.scene, memory_budget, threads=self._threads, device=self._device, host_block=_BLOCK)

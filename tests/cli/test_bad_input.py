@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
+from rendering.random_scenes import make_scene
 from tiny_city import tiny
 
 from infnerf_tiles.settings import load_settings
@@ -201,6 +203,23 @@ def test_train_refuses_changes_of_what_build_fixed(cli: Cli, city: SyntheticData
     result = cli("train", scene, "--set", "field.hidden=32", "--config", "aerial")
     failed(result, 2, "field.hidden: 32 instead of 16", "octree.cells: 128 instead of 16", "build again")
     failed(cli("train", scene, "--set", "training.stepz=1"), 2, "training.stepz", "did you mean training.steps?")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_device_that_is_not_there_is_2_and_changes_nothing(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:
+    scene = tmp_path / "scene"
+    assert cli("build", city.root, scene, *tiny()).exit_code == 0
+    before = (scene / "zarr.json").read_bytes()
+    options = ["--set", "training.device=cuda", "--accept-changes"]
+    failed(cli("train", scene, *options), 2, "device cuda", "training.device=auto")
+    assert (scene / "zarr.json").read_bytes() == before
+    failed(cli("demo", tmp_path / "demo", "--device", "cuda"), 2, "device cuda", "--device cpu or auto")
+    assert not (tmp_path / "demo").exists()
+    drawable = tmp_path / "drawable"
+    make_scene(drawable).close()
+    for command in (["render", "-o", tmp_path / "a.png"], ["export", tmp_path / "a.ply"], ["view", "--port", "0"]):
+        failed(cli(command[0], drawable, *command[1:], "--device", "cuda"), 2, "device cuda", "--device cpu or auto")
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_train_says_what_is_wrong_with_its_photos(cli: Cli, city_copy: Path, tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ OPTIONS = {
     | {"--depth", "--depth-format", "--alpha", "--levels", "--device"}
     | DRAWING
     | SETTINGS,
-    "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width"},
+    "view": {"SCENE", "--host", "--port", "--memory-budget", "--threads", "--max-width", "--device"},
     "export": {"SCENE", "OUT", "--what", "--pyramid", "--node", "--max-points", "--depth-format", "--appearance"}
-    | {"--memory-budget", "--threads"},
+    | {"--memory-budget", "--threads", "--device"},
     "info": {"SCENE", "--treelets"},
     "verify": {"SCENE", "--repair"},
     "gc": {"SCENE"},

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from infnerf_tiles import kernels
+from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.kernels import cpu, reference
 
 
@@ -27,6 +28,17 @@ def test_without_triton_a_gpu_gets_the_torch_twin_and_one_warning(
     finally:
         kernels._has_triton.cache_clear()
     assert [r.message for r in caplog.records if "Triton" in r.message] == [caplog.records[0].message]
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.chosen_device("auto") == kernels.chosen_device("cpu") == torch.device("cpu")
+    for version, reason in ((None, "no CUDA"), ("13.0", "no device is visible")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(SettingsError, match=f"device cuda: .*{reason}.*--device cpu or auto"):
+            kernels.chosen_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert kernels.chosen_device("cuda") == torch.device("cuda")
 
 
 def test_all_twins_offer_the_same() -> None:
