@@ -16,6 +16,7 @@ from infnerf_tiles.rendering.camera_paths import DEFAULT_FPS, CameraPath, make_p
 from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
 from infnerf_tiles.rendering.scene import Scene, content_centre
 from infnerf_tiles.rendering.sequence import DepthFormat, Extras, render_sequence
+from infnerf_tiles.rendering.video import kind_of
 from infnerf_tiles.settings import Settings
 
 __all__ = ["RenderOptions", "RenderReport", "appearance_of", "content_centre", "render"]
@@ -27,9 +28,10 @@ Progress = Callable[[float, int], None]
 class RenderOptions:
     """What to draw and where to.
 
-    output: .mp4 is a film, .png one picture, anything else a folder of numbered PNGs. path: orbit, spiral, flythrough,
-    interpolate, dataset, or a path file. frames: default: one for a .png, else what the path has. size: (width, height)
-    in pixels, default: as the photos. fps: frames per second of a film, default: those of a path file, else 30.
+    output: .mp4 is a film; .png, .jpg or .jpeg one picture; without a suffix a folder of numbered PNGs. path:
+    orbit, spiral, flythrough, interpolate, dataset, or a path file. frames: default: one for a picture, else what the
+    path has. size: (width, height) in pixels, default: as the photos. fps: frames per second of a film,
+    default: those of a path file, else 30.
     depth_format: "colours", or "npy" or "tiff" for float32 distances, one file a frame.
     photo: draw what the camera of this photo saw, distortion included, instead of a path. depth, alpha, levels: what is
     written beside the colours, each into an output of its own ("film_depth.mp4").
@@ -100,6 +102,7 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
     `Scene.open` raises.
     """
     started = time.monotonic()
+    kind_of(options.output)  # a name that says nothing is told first
     with Scene.open(scene) as stored:
         opened = stored if options.settings is None else replace(stored, settings=options.settings)
         affine = appearance_of(opened, options.appearance)
@@ -147,10 +150,11 @@ def render(scene: str, options: RenderOptions, progress: Progress | None = None)
 
 
 def _path(scene: Scene, options: RenderOptions) -> CameraPath:
-    single = options.output.suffix.lower() == ".png"
+    single = kind_of(options.output) == "picture"
     if single and options.frames not in (None, 1):
         raise SettingsError(
-            f"{options.output}: expected one frame for a .png, got {options.frames}; name an .mp4 or a folder for many"
+            f"{options.output}: expected one frame for a picture, got {options.frames}; "
+            "name an .mp4 or a folder for many"
         )
     if options.photo is not None:
         return _photo_path(scene, options.photo, options)

@@ -15,7 +15,7 @@ MAPPED = {"pipelines": f"{PACKAGE}.pipelines", "configs": f"{PACKAGE}.configs"}
 # lower layers, and of its own layer only where SIBLINGS says so.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"compiled", "errors", "process"}),
-    frozenset({"arrays", "units", "configs"}),
+    frozenset({"arrays", "units", "configs", "outputs"}),
     frozenset({"geometry", "kernels"}),
     frozenset({"settings"}),
     frozenset({"field", "volume", "data", "store", "metrics", "synthetic"}),
@@ -31,7 +31,7 @@ ONLY = {"settings": frozenset({"errors", "units", "geometry"})}
 # outside libraries that only some units may import
 CONFINED = {"dask": frozenset({"pipelines"}), "distributed": frozenset({"pipelines"})}
 # numpy on the disk side, torch on the device side
-NO_TORCH = frozenset({"errors", "arrays", "units", "geometry", "settings", "data", "store", "metrics"})
+NO_TORCH = frozenset({"errors", "arrays", "units", "outputs", "geometry", "settings", "data", "store", "metrics"})
 
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 

@@ -93,7 +93,8 @@ class InfNeRFRenderer:
         Args:
             camera_trajectory: n poses as in `render_image`, as a list or [n, 4, 4], or a `CameraPath`, which brings its
                 own camera and speed.
-            intrinsics: as in `render_image`. output_path: .mp4 is a film, .png one picture, else a folder of PNGs.
+            intrinsics: as in `render_image`. output_path: .mp4 is a film, .png or .jpg one picture, without a suffix a
+                folder of PNGs, which may hold nothing but frames drawn before; those are replaced.
 
         Returns:
             The files or folders: colours first, then "_depth" and "_alpha" as the config asks.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,20 +15,21 @@ import numpy as np
 
 from infnerf_tiles.arrays import Float32, Float64, UInt8
 from infnerf_tiles.geometry.camera import Camera
+from infnerf_tiles.outputs import check_file
 from infnerf_tiles.rendering.camera_paths import CameraPath
+from infnerf_tiles.rendering.frame_folders import FrameFolders
 from infnerf_tiles.rendering.renderer import Picture
 from infnerf_tiles.rendering.video import (
-    PARTIAL_SUFFIX,
     FrameWriter,
     depth_to_image,
     frame_name,
+    kind_of,
     level_heat_map,
     to_uint8,
     write_floats,
 )
 
 DepthFormat = Literal["colours", "npy", "tiff"]
-_RECORD = "sequence.json"
 _SCALE_MARGIN = 1.5  # the depth scale of a film reaches that much beyond what its first frame shows
 _log = logging.getLogger(__name__)
 
@@ -99,6 +101,8 @@ def companion(output: Path, name: str, suffix: str | None = None) -> Path:
     """Where an extra goes: "film.mp4" and "depth" give "film_depth.mp4", a folder "frames" gives "frames_depth".
 
     suffix: instead of the output's."""
+    if kind_of(output) == "folder":
+        return output.with_name(f"{output.name}_{name}")
     return output.with_name(f"{output.stem}_{name}{output.suffix if suffix is None else suffix}")
 
 
@@ -114,17 +118,27 @@ def render_sequence(
 ) -> Written:
     """Draw every frame of a path and write it.
 
-    `output`: .mp4 is a film, .png one picture, anything else a folder of numbered PNGs. Other arguments as in
-    `Renderer.render`. Films are complete or not there at all; a folder keeps its frames when something fails, and the
-    same call goes on after the last one.
+    `output`: as `video.kind_of` has it. Other arguments as in `Renderer.render`. Films are complete or not there at
+    all; a folder keeps its frames when something fails, and the same call goes on after the last one. Another call's
+    frames in it are deleted. SettingsError if a folder holds anything else.
     """
-    identity = renderer.identity()
-    record = None
-    if identity is not None and output.suffix.lower() not in (".mp4", ".png"):
-        record = _Record(output, _fingerprint(identity, path, str(extras), lod_bias, affine))
-    first, depth_range = (0, None) if record is None else record.read(path.num_frames)
-    if record is not None and not first:
-        record.forget()
+    kind = kind_of(output)
+    identity = renderer.identity() or uuid.uuid4().hex  # then nothing is gone on with
+    floats = _floats_place(output, extras.depth_format) if extras.depth and extras.depth_format != "colours" else None
+    images = {name: companion(output, name) for name in extras.names if name != "depth" or floats is None}
+    folders = [output, *images.values()] if kind == "folder" else []
+    if floats is not None and kind != "picture":
+        folders.append(floats)
+    elif floats is not None:
+        check_file(floats)
+    noted = None
+    first, depth_range = 0, None
+    if folders:
+        fingerprint = _fingerprint(identity, path, str(extras), lod_bias, affine)
+        noted = FrameFolders(folders, fingerprint, path.num_frames)
+        if kind == "folder":  # a film is drawn as a whole, and its depth with it
+            first, depth_range = noted.frames_done()
+        noted.begin(first, depth_range)
     if first:
         _log.info("%s: frames 0 to %d are there already", output, first - 1)
     outputs: list[Path] = []
@@ -134,13 +148,13 @@ def render_sequence(
 
         def frames_to(place: Path) -> Callable[[int, UInt8], None]:
             outputs.append(place)
-            writer = stack.enter_context(FrameWriter(place, fps=path.fps, first=first))
+            writer = stack.enter_context(FrameWriter(place, fps=path.fps, first=first, kind=kind))
             return lambda _, image: writer.write(image)
 
         write = frames_to(output)
-        sinks = {name: frames_to(companion(output, name)) for name in extras.names if not _floats(extras, name)}
-        if extras.depth and _floats(extras, "depth"):
-            outputs.append(_floats_place(output, extras.depth_format))
+        sinks = {name: frames_to(place) for name, place in images.items()}
+        if floats is not None:
+            outputs.append(floats)
         for frame in range(first, path.num_frames):
             pose = path.camera_to_world[frame]
             tell = None if progress is None else partial(_tell, progress, frame, path.num_frames)
@@ -152,24 +166,19 @@ def render_sequence(
             frames_waited += frame > first and renderer.waits > waits
             for name, sink in sinks.items():
                 sink(frame, to_images(name, picture))
-            if extras.depth and _floats(extras, "depth"):
-                place = _floats_place(output, extras.depth_format)
-                single = output.suffix.lower() == ".png"
-                write_floats(place if single else place / frame_name(frame, f".{extras.depth_format}"), picture.depth)
+            if floats is not None:
+                name = frame_name(frame, f".{extras.depth_format}")
+                write_floats(floats if kind == "picture" else floats / name, picture.depth)
             write(frame, to_images("rgb", picture))
-            if record is not None:
-                record.write(frame + 1, to_images.depth_range)
+            if noted is not None:
+                noted.note(frame + 1, to_images.depth_range)
             num_samples += picture.num_samples
     return Written(outputs=tuple(outputs), num_samples=num_samples, frames_kept=first, frames_waited=frames_waited)
 
 
-def _floats(extras: Extras, name: str) -> bool:
-    return name == "depth" and extras.depth_format != "colours"
-
-
 def _floats_place(output: Path, kind: DepthFormat) -> Path:
     """A file for one picture, a folder for many."""
-    return companion(output, "depth", f".{kind}" if output.suffix.lower() == ".png" else "")
+    return companion(output, "depth", f".{kind}" if kind_of(output) == "picture" else "")
 
 
 def _tell(progress: Progress, before: int, total: int, share: float) -> None:
@@ -184,38 +193,6 @@ def _fingerprint(
     digest.update(np.ascontiguousarray(path.camera_to_world, np.float64).tobytes())
     digest.update(b"" if affine is None else np.asarray(affine, np.float64).tobytes())
     return digest.hexdigest()
-
-
-class _Record:
-    """How far a folder of frames is, and of what, in a file beside them."""
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._folder = folder
-        self._fingerprint = fingerprint
-
-    def read(self, num_frames: int) -> tuple[int, tuple[float, float] | None]:
-        """(frames that are there, the depth scale that they were made with)."""
-        try:
-            content = json.loads((self._folder / _RECORD).read_text("utf-8"))
-            if content["fingerprint"] != self._fingerprint:
-                return 0, None
-            done = min(int(content["frames"]), num_frames)
-            while done and not (self._folder / frame_name(done - 1, ".png")).is_file():
-                done -= 1
-            scale = content["depth_range"]
-            return done, None if scale is None else (float(scale[0]), float(scale[1]))
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return 0, None
-
-    def forget(self) -> None:
-        """Drop the record of another sequence, whose frames are about to be replaced."""
-        (self._folder / _RECORD).unlink(missing_ok=True)
-
-    def write(self, frames: int, depth_range: tuple[float, float] | None) -> None:
-        content = {"fingerprint": self._fingerprint, "frames": frames, "depth_range": depth_range}
-        partial_file = self._folder / f".{_RECORD}{PARTIAL_SUFFIX}"
-        partial_file.write_text(json.dumps(content), "utf-8")
-        partial_file.replace(self._folder / _RECORD)
 
 
 class _Images:

@@ -1,4 +1,4 @@
-"""Frames to files: an H.264 film, one PNG or a folder of numbered PNGs; and pictures of depth and level.
+"""Frames to files: an H.264 film, one picture or a folder of numbered PNGs; and pictures of depth and level.
 
 What stands at the output's name is always whole: everything is written under another name first, in the same folder,
 and renamed when it is complete.
@@ -10,11 +10,11 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import av
 import imageio.v3 as iio
@@ -25,8 +25,12 @@ from PIL import Image
 
 from infnerf_tiles.arrays import AnyArray, Float32, UInt8, check_shape
 from infnerf_tiles.errors import SettingsError, StorageFullError
+from infnerf_tiles.outputs import check_file, check_folder
 
+Kind = Literal["film", "picture", "folder"]
 PARTIAL_SUFFIX = ".partial"
+_KINDS: Mapping[str, Kind] = {".mp4": "film", ".png": "picture", ".jpg": "picture", ".jpeg": "picture"}
+_JPEG_QUALITY = 95  # beyond that files grow faster than one sees
 _FRAME_NAME = re.compile(r"frame_\d{6}\.png")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -49,23 +53,37 @@ _LEVEL_COLOURS = (
 log = logging.getLogger(__name__)
 
 
+def kind_of(output: Path) -> Kind:
+    """What an output's name stands for: .mp4 is a film; .png, .jpg or .jpeg one picture; no suffix, or a folder that is
+    there already, a folder of numbered PNGs. SettingsError for another suffix."""
+    suffix = output.suffix.lower()
+    if suffix in _KINDS:
+        return _KINDS[suffix]
+    if suffix and not os.path.isdir(output):
+        raise SettingsError(
+            f"{output}: expected a name in {', '.join(_KINDS)}, or one without a suffix for a folder of PNGs, got "
+            f"{output.suffix}; a folder with a dot in its name has to be there already"
+        )
+    return "folder"
+
+
 class FrameWriter:
-    """Writes frames to `output`: .mp4 is a film, .png one picture, any other name a folder of numbered PNGs.
+    """Writes frames to `output`, which is what `kind_of` says.
 
     Use as a context manager: an exception inside leaves no half-written film behind (frames already in a folder stay).
-    Raises SettingsError where the output cannot be made or gets a second picture for one .png, StorageFullError when
-    the disk is full.
+    Raises SettingsError where the output cannot be made or is one picture and gets a second, StorageFullError when the
+    disk is full.
     """
 
-    def __init__(self, output: str | Path, *, fps: float = 30.0, first: int = 0) -> None:
-        """first: number of the first frame that is written to a folder; those before are there already."""
+    def __init__(self, output: str | Path, *, fps: float = 30.0, first: int = 0, kind: Kind | None = None) -> None:
+        """first: number of the first frame that is written to a folder; those before are there already. kind: instead
+        of what the name says."""
         self.output = Path(output)
         self.num_frames = first
         self._fps = fps
         self._shape: tuple[int, ...] | None = None
         self._film: _Film | None = None
-        kind = self.output.suffix.lower()
-        self._kind = kind if kind in (".mp4", ".png") else "folder"
+        self._kind = kind or kind_of(self.output)
         if first and self._kind != "folder":
             raise ValueError(f"{self.output}: only a folder of frames can be continued")
         if not 0.1 <= fps <= 1000:
@@ -73,19 +91,20 @@ class FrameWriter:
         self._prepare()
 
     def write(self, frame: AnyArray) -> None:
-        """Append a frame: uint8[h, w, 3], sRGB; a PNG also takes uint8[h, w, 4] and grey uint8 or uint16[h, w].
+        """Append a frame: uint8[h, w, 3], sRGB; a PNG also takes uint8[h, w, 4] and grey uint8 or uint16[h, w], a JPEG
+        grey uint8[h, w].
 
         ValueError for another dtype or shape, or one unlike the first frame's.
         """
         self._check(frame)
         with _full_disk_told(self.output):
-            if self._kind == ".mp4":
+            if self._kind == "film":
                 self._film = self._film or _Film(_partial(self.output), self._fps, *frame.shape[:2])
                 self._film.write(frame)
-            elif self._kind == ".png":
-                _write_png(self.output, frame)
+            elif self._kind == "picture":
+                _write_picture(self.output, frame)
             else:
-                _write_png(self.output / frame_name(self.num_frames, ".png"), frame)
+                _write_picture(self.output / frame_name(self.num_frames, ".png"), frame)
         self.num_frames += 1
 
     def close(self) -> None:
@@ -119,27 +138,22 @@ class FrameWriter:
 
     def _prepare(self) -> None:
         """Make the folders now: better before the first frame is rendered than after."""
-        folder = self.output if self._kind == "folder" else self.output.parent
-        if self._kind != "folder" and self.output.is_dir():
-            raise SettingsError(f"{self.output}: expected a file name, got a folder; name a file inside it")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise SettingsError(f"{folder}: expected a folder for the frames, got a file; give another name") from error
-        except OSError as error:
-            raise SettingsError(f"{folder}: expected a folder that can be made, got: {error.strerror}") from error
-        if self._kind == "folder":
-            old = sum(1 for path in folder.iterdir() if _FRAME_NAME.fullmatch(path.name))
-            if old > self.num_frames:
-                log.warning("%s already holds %d frames; those past the last new one will stay", folder, old)
+        if self._kind != "folder":
+            check_file(self.output)
+            return
+        check_folder(self.output)
+        old = sum(1 for path in self.output.iterdir() if _FRAME_NAME.fullmatch(path.name))
+        if old > self.num_frames:
+            log.warning("%s already holds %d frames; those past the last new one will stay", self.output, old)
 
     def _check(self, frame: AnyArray) -> None:
-        if self._kind == ".png" and self.num_frames:
+        if self._kind == "picture" and self.num_frames:
             raise SettingsError(f"{self.output}: expected one picture, got more; name an .mp4 or a folder for many")
+        is_film, is_jpeg = self._kind == "film", self._kind == "picture" and self.output.suffix.lower() != ".png"
         colour = (
-            frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] in ((3,) if self._kind == ".mp4" else (3, 4))
+            frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] in ((3,) if is_film or is_jpeg else (3, 4))
         )
-        grey = frame.dtype in (np.uint8, np.uint16) and frame.ndim == 2 and self._kind != ".mp4"
+        grey = frame.dtype in ((np.uint8,) if is_jpeg else (np.uint8, np.uint16)) and frame.ndim == 2 and not is_film
         if not (colour or grey) or frame.size == 0:
             raise ValueError(f"frame for {self.output}: expected uint8[h, w, 3], got {frame.dtype}{list(frame.shape)}")
         if self._shape not in (None, frame.shape):
@@ -281,8 +295,10 @@ def _colours(position: AnyArray, scale: tuple[str, ...]) -> UInt8:
     return np.rint(np.stack(channels, axis=2)).astype(np.uint8)
 
 
-def _write_png(path: Path, image: NDArray[Any]) -> None:
-    _write_whole(path, iio.imwrite("<bytes>", image, extension=".png", plugin="pillow"))
+def _write_picture(path: Path, image: NDArray[Any]) -> None:
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {} if suffix == ".png" else {"quality": _JPEG_QUALITY}
+    _write_whole(path, iio.imwrite("<bytes>", image, extension=suffix, plugin="pillow", **options))
 
 
 def _write_whole(path: Path, data: bytes) -> None:

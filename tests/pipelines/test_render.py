@@ -53,7 +53,7 @@ def test_a_small_budget_draws_the_same_picture(folder: Path, tmp_path: Path) -> 
 
 
 def test_options_that_make_no_sense_are_told(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"one frame for a \.png, got 5"):
+    with pytest.raises(SettingsError, match=r"one frame for a picture, got 5"):
         render(str(folder), RenderOptions(output=tmp_path / "a.png", frames=5))
     with pytest.raises(SettingsError, match="appearance: expected 'mean', 'none' or the name of one of the 5 photos"):
         render(str(folder), RenderOptions(output=tmp_path / "a.png", appearance="photo_9.png"))

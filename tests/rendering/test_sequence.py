@@ -11,6 +11,7 @@ from PIL import Image
 from rendering.random_scenes import make_scene, near_keys, pose
 from zarr.storage import MemoryStore
 
+from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.geometry.camera import Camera
 from infnerf_tiles.rendering.camera_paths import CameraPath
 from infnerf_tiles.rendering.renderer import Renderer
@@ -113,6 +114,46 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(
     assert render_sequence(renderer, PATH, tmp_path / "parts", extras=extras).frames_kept == 2
     assert render_sequence(renderer, PATH, tmp_path / "parts", extras=extras, lod_bias=-1.0).frames_kept == 0
     assert drawn == [0, 1, 0, 1]
+
+
+def test_frames_of_another_sequence_go_and_nothing_else_does(renderer: Renderer, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    render_sequence(renderer, PATH, out, extras=Extras(alpha=True, levels=True))
+    (out / "frame_000007.png").write_bytes(b"mine")
+    (tmp_path / "out_levels" / "notes.txt").write_text("mine")
+    short = replace(PATH, camera_to_world=POSES[:1], times=np.zeros(1)).resized(12, 9)
+    render_sequence(renderer, short, out)
+    assert sorted(place.name for place in out.iterdir()) == ["frame_000000.png", "frame_000007.png", "sequence.json"]
+    assert iio.imread(out / "frame_000000.png").shape == (9, 12, 3)
+    assert not (tmp_path / "out_alpha").exists()
+    assert [place.name for place in (tmp_path / "out_levels").iterdir()] == ["notes.txt"]
+    # a frame that was taken away is drawn again
+    render_sequence(renderer, PATH, tmp_path / "again")
+    (tmp_path / "again" / "frame_000000.png").unlink()
+    assert render_sequence(renderer, PATH, tmp_path / "again").frames_kept == 0
+    assert (tmp_path / "again" / "frame_000000.png").is_file()
+
+
+def test_folders_that_hold_something_else_are_refused(renderer: Renderer, tmp_path: Path) -> None:
+    for name in ("holiday", "scene", "a_alpha"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "holiday" / "frame_000000.png").write_bytes(b"mine")
+    (tmp_path / "scene" / "zarr.json").write_text("{}")
+    (tmp_path / "a_alpha" / "beach.png").write_bytes(b"mine")
+    before = sorted(tmp_path.rglob("*"))
+    for name, message in (
+        ("holiday", "new or empty"), ("scene", "outside of scenes"), ("scene/a.png", "outside of scenes"),
+        ("scene/b/c", "outside of scenes"), ("f.gif", "got .gif"), ("f.mov", r"\.mp4, \.png"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=message):
+            render_sequence(renderer, PATH, tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(SettingsError, match="a_alpha: expected a new or empty"):
+        render_sequence(renderer, PATH, tmp_path / "a", extras=Extras(alpha=True))
+    assert (tmp_path / "holiday" / "frame_000000.png").read_bytes() == b"mine"
+    (tmp_path / "v1.2").mkdir()
+    written = render_sequence(renderer, PATH, tmp_path / "v1.2", extras=Extras(alpha=True))
+    assert written.outputs == (tmp_path / "v1.2", tmp_path / "v1.2_alpha")
 
 
 @pytest.mark.parametrize(("kind", "output"), [("npy", "out"), ("tiff", "out"), ("npy", "p.png"), ("tiff", "f.mp4")])

@@ -101,6 +101,16 @@ def test_a_png_holds_one_picture_of_any_kind(picture: Any, tmp_path: Path) -> No
     np.testing.assert_array_equal(iio.imread(tmp_path / "one.PNG"), picture)
 
 
+def test_a_jpeg_holds_one_picture_of_8_bits(tmp_path: Path) -> None:
+    with FrameWriter(tmp_path / "one.jpg") as writer:
+        with pytest.raises(ValueError, match="expected uint8"):
+            writer.write(np.zeros((4, 4), np.uint16))
+        writer.write(np.full((16, 16, 3), 90, np.uint8))
+    back = iio.imread(tmp_path / "one.jpg")
+    assert back.shape == (16, 16, 3)
+    assert abs(back.astype(int) - 90).max() <= 2
+
+
 @pytest.mark.parametrize("name", ["film.mp4", "one.png", "folder"])
 def test_frames_of_another_type_are_refused(name: str, tmp_path: Path) -> None:
     with FrameWriter(tmp_path / name) as writer:
@@ -179,6 +189,9 @@ def test_outputs_that_cannot_be_made_are_refused_before_anything_is_drawn(tmp_pa
     (tmp_path / "folder.mp4").mkdir()
     for name, message in (("file", "got a file"), ("file/film.mp4", "got a file"), ("folder.mp4", "got a folder")):
         with pytest.raises(SettingsError, match=message):
+            FrameWriter(tmp_path / name)
+    for name in ("n" * 300 + ".png", "film.gif"):
+        with pytest.raises(SettingsError, match="expected a"):
             FrameWriter(tmp_path / name)
     for fps in (0.0, float("nan"), 1e9):
         with pytest.raises(SettingsError, match="frames per second"):
