@@ -160,8 +160,8 @@ class TrainingSettings(_Section):
 class RenderingSettings(_Section):
     """How pictures are drawn from a trained scene."""
 
-    step_size: float = Field(default=1.0, gt=0.0, le=16.0)
-    """Distance between samples, in footprints."""
+    step_size: float = Field(default=1.0, ge=1 / 64, le=16.0)
+    """Distance between samples, in footprints; a picture takes as much longer as it is smaller."""
     memory_budget: str | int = "1GiB"
     """Memory for resident nodes, in bytes or with a unit (2GiB, 500MB); any value gives the same picture."""
     lod_bias: float = Field(default=0.0, ge=-18.0, le=4.0)

@@ -36,7 +36,11 @@ class _Lazy(click.Group):
             return None
         import importlib
 
-        module = importlib.import_module(f"infnerf_tiles.cli.{_COMMANDS[cmd_name]}")
+        try:
+            module = importlib.import_module(f"infnerf_tiles.cli.{_COMMANDS[cmd_name]}")
+        except KeyboardInterrupt:  # click would make it exit code 1
+            click.echo("error: interrupted; run the same command again", err=True)
+            ctx.exit(INTERRUPTED)
         found = getattr(module, f"{cmd_name}_command")
         if not isinstance(found, click.Command):
             raise TypeError(f"{cmd_name}: expected a click command, got {type(found).__name__}")

@@ -9,6 +9,7 @@ from infnerf_tiles.cli.app import command
 from infnerf_tiles.cli.options import bytes_of, device_option, scene_argument
 from infnerf_tiles.cli.terminal import Terminal, facts_table
 from infnerf_tiles.errors import SettingsError
+from infnerf_tiles.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -95,6 +96,7 @@ def export(
     kind = what or ("points" if suffix in POINT_SUFFIXES else "cameras" if suffix == ".json" else "tiles")
     if kind == "points" and suffix not in POINT_SUFFIXES:
         raise click.UsageError(f"OUT: expected a name in {', '.join(POINT_SUFFIXES)} for points, got {output}")
+    _check_output(output, kind, what)
     try:
         chosen = None if node is None else NodeId.parse(node)
     except ValueError as error:
@@ -119,6 +121,19 @@ def export(
     untold = ("scene", "node_peak")
     facts = {name: value for name, value in document.items() if name not in untold and value is not None}
     terminal.result(document, facts_table(f"scene {scene}", facts))
+
+
+def _check_output(output: Path, kind: str, what: str | None) -> None:
+    """SettingsError for a name that does not say what is written, or a place where it cannot be."""
+    if kind in ("points", "cameras"):
+        check_file(output)
+        return
+    if output.suffix and not output.is_dir():
+        known = ".ply, .las or .laz for points, .json for cameras"
+        raise SettingsError(
+            f"OUT: expected {known}, or a name without a suffix for a folder of {what or 'tiles'}, got {output}"
+        )
+    check_folder(output)
 
 
 def _depth(

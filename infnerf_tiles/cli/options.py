@@ -13,6 +13,17 @@ from infnerf_tiles.units import parse_bytes, parse_size
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class FiniteRange(click.FloatRange):
+    """A number in a range; unlike click's own type it refuses NaN, which is in no range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or a usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}", param, ctx)
+        return number
+
+
 def bytes_of(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """Callback of an option that takes an amount of memory: the bytes, or a usage error."""
     try:

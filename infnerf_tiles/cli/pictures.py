@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from infnerf_tiles.cli.app import command
 from infnerf_tiles.cli.changes import changed_settings
-from infnerf_tiles.cli.options import bytes_of, device_option, scene_argument, settings_options, size_of
+from infnerf_tiles.cli.options import FiniteRange, bytes_of, device_option, scene_argument, settings_options, size_of
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text, table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _budget_option = click.option(
 )
 _bias_option = click.option(
     "--lod-bias",
-    type=click.FloatRange(-18.0, 4.0),
+    type=FiniteRange(-18.0, 4.0),
     default=0.0,
     metavar="LEVELS",
     help="Added to the level of detail that a pixel asks for; negative is coarser and faster.",
@@ -139,7 +139,7 @@ def _ratio(value: float | None) -> str:
     required=True,
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="A name ending in .mp4 is a film, in .png one picture, anything else a folder of numbered PNGs.",
+    help="A name in .mp4 is a film, in .png or .jpg one picture, one without a suffix a folder of numbered PNGs.",
 )
 @click.option(
     "--path",
@@ -152,11 +152,11 @@ def _ratio(value: float | None) -> str:
     "--frames",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Frames to draw; default: 1 for a .png, as many as photos for dataset, as a file says, else 120.",
+    help="Frames to draw; default: 1 for a picture, as many as photos for dataset, as a file says, else 120.",
 )
 @click.option(
     "--fps",
-    type=click.FloatRange(0.1, 1000.0),
+    type=FiniteRange(0.1, 1000.0),
     metavar="N",
     help="Frames per second of a film; default: as a path file says, else 30.",
 )
@@ -204,8 +204,8 @@ def render(
     """Draw pictures or a film of SCENE, reading only the nodes that each picture needs.
 
     The photos are not needed. SCENE may be a folder, a .zip, or an address (https://, s3://, gs://, az://). A folder of
-    frames that was interrupted goes on with the same command. --config and --set change settings of the section
-    rendering, for this call.
+    frames that was interrupted goes on with the same command; other frames drawn into it before are deleted, and a
+    folder with other files is refused. --config and --set change settings of the section rendering, for this call.
 
     \b
     Examples:

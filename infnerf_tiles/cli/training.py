@@ -14,6 +14,7 @@ from infnerf_tiles.cli.options import bounds_of, budget_options, place_options, 
 from infnerf_tiles.cli.progress import TrainingDisplay
 from infnerf_tiles.cli.stopping import StopRequest
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, table
+from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.settings import load_settings
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def build(
             | {"--ram": ram, "--vram": vram, "--scratch": scratch}
         )
         return add_to_scene(terminal, data, scene, images, coverage_map)
+    _check_place(scene)
     settings = load_settings(config, overrides)
     report = pipeline.build(
         data, scene, settings, images=images, crs=crs, bounds=bounds, overwrite=overwrite,
@@ -111,6 +113,20 @@ def build(
     if not code:
         terminal.say(f"next: infnerf-tiles train {scene}")
     return code
+
+
+def _check_place(scene: str) -> None:
+    from infnerf_tiles.store.location import display_name
+
+    if "://" in scene:
+        raise SettingsError(
+            f"SCENE: expected a folder to build in, got the address {display_name(scene)}; build in a folder of this "
+            "machine, and copy the trained scene there"
+        )
+    if scene.lower().endswith(".zip"):
+        raise SettingsError(
+            f"SCENE: expected a folder to build in, got {scene}; build in a folder, and make a .zip with 'pack'"
+        )
 
 
 def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
@@ -210,6 +226,9 @@ def train(
             say=terminal.say,
         )
     terminal.result({"scene": scene, **summary.to_json(), "reports": _reports(summary)}, *_train_tables(summary))
+    if not summary.reports and not summary.remaining:
+        top = "L0/0-0-0"
+        terminal.say(f"everything is trained already; to train it anew: infnerf-tiles train {scene} --redo {top}")
     for reason in summary.failed:
         terminal.error(f"treelet {reason}")
     if summary.failed:

@@ -17,6 +17,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import AnyArray, Int32
 from infnerf_tiles.errors import DamagedStoreError, StoreError
+from infnerf_tiles.outputs import check_file
 from infnerf_tiles.store.bundle import current_keys
 from infnerf_tiles.store.documents import DOCUMENT, document_key, group_document, plain_group_document
 from infnerf_tiles.store.guarded import GuardedStore
@@ -163,6 +164,7 @@ def _slots(index: SceneIndex, kind: RowKind) -> list[Any]:
 def _check_new(target: Path) -> None:
     if target.exists():
         raise StoreError(f"pack: expected a new file, {target} exists; delete it or choose another name")
+    check_file(target)
 
 
 def _group_keys(store: SceneStore) -> Iterator[str]:

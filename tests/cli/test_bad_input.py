@@ -42,6 +42,9 @@ def failed(result: Result, code: int, *words: str) -> None:
         (["render", "scene", "-o", "a.mp4", "--memory-budget", "lots"], ["--memory-budget", "2GiB", "'lots'"]),
         (["render", "scene", "-o", "a.mp4", "--fps", "0"], ["--fps"]),
         (["render", "scene", "-o", "a.mp4", "--lod-bias", "9"], ["--lod-bias"]),
+        (["render", "scene", "-o", "a.mp4", "--lod-bias", "nan"], ["--lod-bias", "finite"]),
+        (["render", "scene", "-o", "a.mp4", "--fps", "nan"], ["--fps", "finite"]),
+        (["eval", "scene", "--lod-bias", "nan"], ["--lod-bias", "finite"]),
         (["render", "scene", "-o", "a.mp4", "--photo", "a.jpg", "--path", "orbit"], ["--photo", "--path"]),
         (["render", "scene", "-o", "a.mp4", "--vram", "1GiB"], ["No such option", "--vram"]),
         (["eval", "scene", "--limit", "0"], ["--limit"]),
@@ -195,6 +198,23 @@ def test_an_untrained_scene_cannot_be_drawn(cli: Cli, city: SyntheticDataset, tm
     failed(cli("render", scene, "-o", output), 5, "train")
     failed(cli("eval", scene), 5, "train")
     assert not output.exists()
+
+
+def test_pack_makes_the_folders_above_and_names_what_it_cannot_write(cli: Cli, tmp_path: Path) -> None:
+    make_scene(tmp_path / "scene").close()
+    assert cli("pack", tmp_path / "scene", tmp_path / "new" / "p.zip").exit_code == 0
+    (tmp_path / "file").write_text("mine")
+    result = cli("pack", tmp_path / "scene", tmp_path / "file" / "p.zip")
+    failed(result, 2, str(tmp_path / "file" / "p.zip"), "got a file")
+    assert ".partial" not in result.stderr
+    failed(cli("pack", tmp_path / "scene", tmp_path / "scene" / "p.zip"), 2, "outside of scenes")
+
+
+@pytest.mark.parametrize("place", ["s3://nope/x", "https://example.org/x", "x.zip", "X.ZIP"])
+def test_build_refuses_places_that_are_no_folders(cli: Cli, city: SyntheticDataset, tmp_path: Path, place: str) -> None:
+    scene = place if "://" in place else tmp_path / place
+    failed(cli("build", city.root, scene, *tiny()), 2, str(scene), "folder")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_train_refuses_changes_of_what_build_fixed(cli: Cli, city: SyntheticDataset, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def scene(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy.zarr"))
 
 
-def test_training_leaves_nothing_to_train_and_a_scene_that_info_describes(trained: Path, cli_json: CliJson) -> None:
+def test_training_leaves_nothing_to_train_and_a_scene_that_info_describes(
+    trained: Path, cli: Cli, cli_json: CliJson
+) -> None:
     facts = cli_json("info", trained, "--treelets")
     assert facts["trained_treelets"] == facts["treelets"] == len(facts["regions"]) > 1
     assert facts["nodes"] == sum(level["nodes"] for level in facts["levels"])
@@ -57,6 +59,7 @@ def test_training_leaves_nothing_to_train_and_a_scene_that_info_describes(traine
     assert facts["settings"]["field"]["hidden"] == 16
     again = cli_json("train", trained)
     assert (again["treelets"], again["skipped"]) == (0, facts["treelets"])
+    assert "--redo L0/0-0-0" in cli("train", trained).stderr
 
 
 def test_info_for_people_names_every_level_and_treelet(trained: Path, cli: Cli) -> None:

@@ -1,5 +1,6 @@
 """Ctrl-C: the first one lets the treelet in hand finish, the second one stops at once."""
 
+import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -57,3 +58,13 @@ def test_a_request_for_what_there_is_not_is_an_error(
     result = cli("train", scene, "--scheduler", "nonsense")
     assert result.exit_code == 2
     assert "nonsense" in result.stderr
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_130(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    result = cli("info", "scene")
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr

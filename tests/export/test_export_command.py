@@ -29,6 +29,20 @@ def test_the_command_writes_what_the_name_says(tmp_path: Path) -> None:
         assert result.exit_code == 2, result.output
 
 
+def test_a_place_that_cannot_be_is_refused_first(tmp_path: Path) -> None:
+    scene_of(tmp_path / "s.zarr").close()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "old.ply").write_text("mine")
+    for out, *options in (
+        ["e.obj"], ["cams.csv"], ["e.ply", "--what", "tiles"], ["old.ply", "--what", "depth"], ["file/x.ply"],
+        ["file", "--what", "depth"], ["s.zarr", "--what", "depth"],
+    ):  # fmt: skip
+        result = CliRunner().invoke(main, ["export", str(tmp_path / "s.zarr"), str(tmp_path / out), *options])
+        assert result.exit_code == 2, result.output
+        assert out in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old.ply", "s.zarr"]
+
+
 def test_depth_of_the_photos_and_of_one_node(tmp_path: Path) -> None:
     scene = scene_of()
     renderer = renderer_of(scene)
