@@ -16,6 +16,7 @@ from infnerf_tiles.cli.options import device_option, settings_options, size_of
 from infnerf_tiles.cli.progress import TrainingDisplay
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text
 from infnerf_tiles.errors import SettingsError
+from infnerf_tiles.outputs import check_folder
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings, load_settings
 
@@ -109,8 +110,27 @@ def _parameters(num_photos: int, size: tuple[int, int], settings: Settings) -> d
         "photos": num_photos,
         "size": list(size),
         "blocks": list(_BLOCKS),
-        "settings": settings.model_dump(mode="json"),
+        "settings": _without_devices(settings.model_dump(mode="json")),
     }
+
+
+def _without_devices(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings but where they are computed, which may change from call to call."""
+    sections = {name: dict(section) for name, section in settings.items()}
+    for section in ("training", "rendering"):
+        sections.get(section, {}).pop("device", None)
+    return sections
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The options that differ, each as "name then instead of now"."""
+    flat = [
+        {name: value for name, value in parameters.items() if name != "settings"}
+        | {f"{s}.{key}": v for s, section in parameters["settings"].items() for key, v in section.items()}
+        for parameters in (then, now)
+    ]
+    names = dict.fromkeys((*flat[0], *flat[1]))
+    return [f"{n} {flat[1].get(n)} instead of {flat[0].get(n)}" for n in names if flat[0].get(n) != flat[1].get(n)]
 
 
 class _Record:
@@ -136,23 +156,25 @@ class _Record:
                 raise SettingsError(
                     f"demo: expected {folder} to be new, empty or of an earlier demo; name another folder"
                 )
-            folder.mkdir(parents=True, exist_ok=True)
-            made = cls(path, {"form": _FORM, "parameters": dict(parameters), "seconds": {}, "done": []})
-            made.save()
-            return made
+            check_folder(folder)
+            return cls(path, {"form": _FORM, "parameters": dict(parameters), "seconds": {}, "done": []})
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             known = values["form"] == _FORM and isinstance(values["seconds"], dict) and isinstance(values["done"], list)
-            then = values["parameters"]
-        except (ValueError, KeyError, TypeError):
-            known, then = False, None
+            then = dict(values["parameters"])
+            then["settings"] = _without_devices(then["settings"])
+            different = _differences(then, parameters)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            known, different = False, []
         if not known:
             raise SettingsError(f"demo: {path} is not the record of a demo; name another folder")
-        if then != parameters:
+        if different and values["done"]:
             raise SettingsError(
-                f"demo: {folder} holds a demo that was made with other options; give the same ones to go on with it, "
-                "or name another folder"
+                f"demo: {folder} holds a demo that was made with other options ({'; '.join(different)}); give the same "
+                "ones to go on with it, or name another folder"
             )
+        if different:  # nothing of it exists yet
+            return cls(path, {"form": _FORM, "parameters": dict(parameters), "seconds": {}, "done": []})
         return cls(path, values)
 
     def save(self) -> None:

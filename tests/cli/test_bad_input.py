@@ -276,8 +276,8 @@ def test_the_demo_keeps_out_of_folders_that_are_not_its_own(cli: Cli, tmp_path: 
 def test_the_demo_does_not_mix_two_demos(cli: Cli, tmp_path: Path) -> None:
     settings = load_settings("demo").model_dump(mode="json")
     parameters = {"photos": 48, "size": [320, 240], "blocks": [3, 3], "settings": settings}
-    record = {"form": "infnerf-tiles demo", "parameters": parameters, "seconds": {}, "done": []}
+    record = {"form": "infnerf-tiles demo", "parameters": parameters, "seconds": {}, "done": ["photos"]}
     (tmp_path / "demo.json").write_text(json.dumps(record))
-    failed(cli("demo", tmp_path, "--photos", "12"), 2, str(tmp_path), "other options")
-    failed(cli("demo", tmp_path, "--set", "training.passes=9"), 2, "other options")
+    failed(cli("demo", tmp_path, "--photos", "12"), 2, str(tmp_path), "other options", "photos 12 instead of 48")
+    failed(cli("demo", tmp_path, "--set", "training.passes=9"), 2, "training.passes 9.0 instead of")
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
