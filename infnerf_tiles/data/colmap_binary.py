@@ -108,6 +108,17 @@ def read_cameras(path: Path) -> tuple[CameraRecord, ...]:
     return tuple(records)
 
 
+def num_images(path: Path) -> int:
+    """How many images an images.bin says that it holds; 0 if it cannot hold as many."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_COUNT.size)
+        count = int(_COUNT.unpack(head)[0]) if len(head) == _COUNT.size else 0
+        return count if count * _MIN_IMAGE_BYTES <= path.stat().st_size else 0
+    except OSError:
+        return 0
+
+
 def read_images(path: Path) -> ImageTable:
     """images.bin. DatasetError if damaged. The observations are skipped over, so their pages are not even read."""
     heads = []

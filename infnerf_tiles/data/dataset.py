@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from infnerf_tiles.arrays import Bool, Int32, Int64, UInt8, check_shape
+from infnerf_tiles.data.agreement import points_of_model
 from infnerf_tiles.data.checks import camera_problem, clean_poses, file_problem
-from infnerf_tiles.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
+from infnerf_tiles.data.colmap import read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
 from infnerf_tiles.data.names import MISSING_PHOTO, find_file, name_problem, shared_folder
 from infnerf_tiles.data.photos import PhotoFile
 from infnerf_tiles.data.records import Listing, OwnSplit, Points, Rejected
+from infnerf_tiles.data.sources import Source, find_source
 from infnerf_tiles.data.splits import every_kth, match_names, read_name_list, read_split_file
-from infnerf_tiles.data.transforms_json import TRANSFORMS_FILE, find_transforms, read_transforms
+from infnerf_tiles.data.transforms_json import read_transforms
 from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras
 
@@ -106,6 +108,8 @@ def read_dataset(
 ) -> PosedPhotos:
     """Read a COLMAP model (sparse/0, sparse or the folder itself; photos in images/) or transforms.json from `folder`.
 
+    folder: the data set's, or that of a model, or one .json file.
+
     images: where the photos are, if not there. downscale: integer by which photos and cameras are reduced. Test
     photos: those of `test_list`, else of the data set's own split, else every `test_every`-th name (0: none).
     check_photos: open every photo's header and compare it with its camera; without it, photos need not even exist.
@@ -116,11 +120,10 @@ def read_dataset(
     if downscale < 1:
         raise SettingsError(f"data.downscale: expected an integer of at least 1, got {downscale}")
     every_kth((), test_every)
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: expected a folder with posed photos, got none; check the path")
+    source = find_source(folder)
     if images is not None and not images.is_dir():
         raise DatasetError(f"{images}: expected a folder with the photos, got none; check --images")
-    listing = _read_listing(folder, images, check_photos)
+    listing, folder = _read_listing(source, images, check_photos), source.folder
     georeference = read_georeference(folder)
     poses, problems = clean_poses(listing.camera_to_world)
     masks = _find_masks(folder, listing)
@@ -163,26 +166,31 @@ def read_dataset(
     )
 
 
-def _read_listing(folder: Path, images: Path | None, check_photos: bool) -> Listing:
-    sparse_dir = find_colmap(folder)
-    if sparse_dir is None:
-        if find_transforms(folder):
-            return read_transforms(folder, images)
-        places = ", ".join(place or "the folder itself" for place in MODEL_FOLDERS)
-        raise DatasetError(
-            f"{folder}: expected a COLMAP model (images.bin or images.txt in {places}), {TRANSFORMS_FILE} or Blender's "
-            f"transforms_train.json, got none of them; give the folder that holds the poses"
-        )
-    if find_transforms(folder):
-        logger.info("%s: reading the COLMAP model in %s, not the transforms file", folder, sparse_dir)
+def _read_listing(source: Source, images: Path | None, check_photos: bool) -> Listing:
+    if not source.reads_model or source.model is None:
+        listing = read_transforms(source.transforms, images)
+        return listing if source.model is None else _with_tracks(listing, source.model)
     if images is None:
-        images = folder / "images"
-        if sparse_dir == folder:  # the folder of the model itself was given
-            above = (parent / "images" for parent in (folder, *folder.absolute().parents[:2]))
-            images = next((path for path in above if path.is_dir()), images)
+        images = source.folder / "images"
         if check_photos and not images.is_dir():
-            raise DatasetError(f"{images}: expected a folder with the photos of {sparse_dir}, got none; give --images")
-    return read_colmap(sparse_dir, images)
+            raise DatasetError(
+                f"{images}: expected a folder with the photos of {source.model}, got none; give --images"
+            )
+    return read_colmap(source.model, images)
+
+
+def _with_tracks(listing: Listing, folder: Path) -> Listing:
+    """The listing of a transforms file with the points of the COLMAP model that it was made from, if they agree."""
+    model = read_colmap(folder)
+    points = points_of_model(listing, model, listing.applied)
+    taken = not isinstance(points, str)
+    what = "its points are taken, for their tracks" if taken else f"nothing of it is taken: {points}"
+    logger.log(
+        logging.INFO if taken else logging.WARNING,
+        "%s: the %d frames of this file are read, not the %d photos of the COLMAP model in %s; %s",
+        listing.source, len(listing.names), len(model.names), folder, what,
+    )  # fmt: skip
+    return listing if isinstance(points, str) else replace(listing, points=points)
 
 
 def _add_problems(

@@ -7,7 +7,7 @@ up, z backward) to OpenCV's.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -46,15 +46,29 @@ class _Frame:
 
 
 def find_transforms(folder: Path) -> tuple[Path, ...]:
-    """transforms.json of a data set's folder, else its Blender files that exist, else nothing."""
+    """transforms.json of a data set's folder, else its Blender files that exist, else nothing; a file itself."""
+    if folder.is_file():
+        return (folder,)
     single = folder / TRANSFORMS_FILE
     if single.is_file():
         return (single,)
     return tuple(folder / name for name in BLENDER_FILES.values() if (folder / name).is_file())
 
 
+def contents_text(paths: Sequence[Path]) -> str:
+    """What transforms files hold, in a few words that begin with the number of frames."""
+    contents = [_content(path) for path in paths]
+    frames = [frame for content in contents for frame in content["frames"] if isinstance(frame, dict)]
+    parts = [f"{len(frames)} frames"]
+    if masked := sum(bool(frame.get("mask_path")) for frame in frames):
+        parts.append(f"{masked} with masks")
+    if len(paths) > 1 or any(f"{part}_filenames" in content for part in BLENDER_FILES for content in contents):
+        parts.append("with a split")
+    return ", ".join(parts)
+
+
 def read_transforms(folder: Path, images: Path | None = None) -> Listing:
-    """The photos that `folder`'s transforms file or files list.
+    """The photos that the transforms file or files of `folder`, or that one file, list.
 
     images: folder with the photos, where that is not the one that their names begin with. Entries that cannot be used
     are rejected with a reason. DatasetError if a file is not what it should be as a whole.
@@ -62,6 +76,9 @@ def read_transforms(folder: Path, images: Path | None = None) -> Listing:
     contents = {path: _content(path) for path in find_transforms(folder)}
     if not contents:
         raise DatasetError(f"{folder}: expected {TRANSFORMS_FILE} or {BLENDER_FILES['train']}, got neither")
+    if folder.is_file():
+        folder = folder.parent
+    _tell_of_others(folder, contents)
     photos = _photo_folder(folder, images, contents)
     frames: dict[str, _Frame] = {}
     rejected: list[Rejected] = []
@@ -77,7 +94,7 @@ def read_transforms(folder: Path, images: Path | None = None) -> Listing:
                 frames[entry.name] = entry
         parts[path.stem.removeprefix("transforms").removeprefix("_")] = frozenset(frames.keys() - known)
     source = next(iter(contents))
-    is_blender = source.name != TRANSFORMS_FILE
+    is_blender = source.name in BLENDER_FILES.values()
     points = (_points(path, content) for path, content in contents.items())
     cameras = tuple(dict.fromkeys(frame.camera for frame in frames.values()))
     row_of = {camera: row for row, camera in enumerate(cameras)}
@@ -93,7 +110,29 @@ def read_transforms(folder: Path, images: Path | None = None) -> Listing:
         points=next((p for p in points if p is not None), None),
         split=_split_of(folder, parts) if is_blender else _split_of(source, _listed_parts(source, contents[source])),
         rejected=tuple(rejected),
+        applied=tuple(transform for content in contents.values() for transform in _applied(content)),
     )
+
+
+def _tell_of_others(folder: Path, contents: Mapping[Path, Any]) -> None:
+    others = [name for name in (TRANSFORMS_FILE, *BLENDER_FILES.values()) if folder / name not in contents]
+    if there := [name for name in others if (folder / name).is_file()]:
+        read = ", ".join(path.name for path in contents)
+        logger.warning(
+            "%s: %s is read, not %s beside it; to read another, give its path or take %s away",
+            folder, read, ", ".join(there), read,
+        )  # fmt: skip
+
+
+def _applied(content: Mapping[str, Any]) -> Iterator[Float64]:
+    """What the file says that it applied to the world of its poses: float64[3, 4], and the same with applied_scale."""
+    transform = content.get("applied_transform")
+    if transform is None:
+        return
+    yield (matrix := np.array(transform, np.float64)[:3])
+    scale = content.get("applied_scale")
+    if isinstance(scale, int | float):
+        yield matrix * scale
 
 
 def clean_name(file_path: str) -> str:

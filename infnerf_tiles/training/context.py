@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from infnerf_tiles.arrays import Bool, UInt8
-from infnerf_tiles.data.colmap import MODEL_FOLDERS
+from infnerf_tiles.data.colmap import model_folders
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
 from infnerf_tiles.errors import DatasetError
@@ -159,7 +159,7 @@ _memory_lock = threading.Lock()
 
 def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of the pose files, which change when they are written again."""
-    places = [folder, *(folder / name for name in MODEL_FOLDERS)]
+    places = model_folders(folder if folder.is_dir() else folder.parent)
     files = {file for place in places if place.is_dir() for file in place.iterdir() if file.suffix in _POSE_FILES}
     found = [(str(file), file.stat()) for file in sorted(files)]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)

@@ -243,12 +243,31 @@ def test_the_model_is_found(tmp_path: Path, place: str) -> None:
     assert find_colmap(tmp_path / "elsewhere") is None
 
 
-def test_further_models_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_capture(tmp_path, photos=False)
-    (tmp_path / "sparse/1").mkdir()
+@pytest.mark.parametrize("text", [False, True])
+def test_of_several_models_the_one_with_the_most_photos_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bool
+) -> None:
+    for name, count in (("0", 2), ("2", 5), ("10", 5), ("3", 4)):
+        write_capture(tmp_path / name, names=NAMES[:count], photos=False, text=text)
+        (tmp_path / "data/sparse").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "sparse/0").rename(tmp_path / "data/sparse" / name)
+    (tmp_path / "data/sparse/4").mkdir()
     with caplog.at_level(logging.WARNING):
-        assert find_colmap(tmp_path) == tmp_path / "sparse/0"
-    assert "ignoring 1" in caplog.text
+        assert find_colmap(tmp_path / "data") == tmp_path / "data/sparse/2"
+    assert "most photos (5) of 4 is read" in caplog.text
+    assert "sparse/0 (2)" in caplog.text
+    assert "sparse/10 (5)" in caplog.text
+    caplog.clear()
+    assert find_colmap(tmp_path / "data/sparse/0") == tmp_path / "data/sparse/0"
+    assert caplog.text == ""
+
+
+def test_a_damaged_model_is_not_taken_for_the_fullest(tmp_path: Path) -> None:
+    write_capture(tmp_path, photos=False)
+    for name, content in (("1", struct.pack("<Q", 1 << 60)), ("2", b"")):
+        (tmp_path / "sparse" / name).mkdir()
+        (tmp_path / "sparse" / name / "images.bin").write_bytes(content)
+    assert find_colmap(tmp_path) == tmp_path / "sparse/0"
 
 
 def test_every_orientation_survives(tmp_path: Path) -> None:
