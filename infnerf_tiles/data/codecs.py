@@ -29,6 +29,7 @@ MAX_PIXELS = 1 << 30  # 3 GiB decoded; a header that claims more is taken for da
 _FORMATS = ("PNG", "TIFF", "WEBP", "BMP", "JPEG")
 _UNLIMITED_PIXELS = 1 << 26  # below Pillow's own limit on image sizes
 _JPEG_START = b"\xff\xd8\xff"
+_JPEG_WHITE = 128
 _JPEG_END = b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -107,21 +108,33 @@ def decode_photo(path: Path, downscale: int = 1) -> DecodedPhoto:
     return DecodedPhoto(rgb=_reduced(rgb, downscale), mask=reduce_mask(opaque, downscale))
 
 
-def decode_mask(path: Path, downscale: int = 1) -> Bool:
+def decode_mask(path: Path, downscale: int = 1, *, inverted: bool = False) -> Bool:
     """bool[h, w], True where the mask is nonzero (any colour channel, and alpha if it has one).
 
-    A reduced pixel is usable only if all pixels under it are. PhotoError as in `decode_photo`.
+    A JPEG, which has rings around edges, counts as nonzero from 128 on. inverted: True where it is zero. A reduced
+    pixel is usable only if all pixels under it are. PhotoError as in `decode_photo`.
     """
     image = _load(path)
     _check_factor(path, image, downscale)
+    white = image >= _JPEG_WHITE if _is_jpeg(path) else image != 0
     if image.ndim == 2:
-        usable = image != 0
+        usable = white
     else:
         num_colours = image.shape[2] - (1 - image.shape[2] % 2)  # LA and RGBA end with alpha
-        usable = (image[:, :, :num_colours] != 0).any(axis=2)
+        usable = white[:, :, :num_colours].any(axis=2)
         if num_colours < image.shape[2]:
-            usable &= image[:, :, num_colours] != 0
+            usable &= white[:, :, num_colours]
+    if inverted:
+        usable = np.logical_not(usable)
     return reduce_mask(np.ascontiguousarray(usable), downscale)
+
+
+def _is_jpeg(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_JPEG_START)) == _JPEG_START
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _reduced(rgb: UInt8, downscale: int) -> UInt8:

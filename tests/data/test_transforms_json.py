@@ -203,7 +203,8 @@ def test_sizes_that_are_not_written_come_from_each_photo(tmp_path: Path) -> None
         assert isinstance(camera, Camera)
         assert (camera.width, camera.height) == (width, height)
         np.testing.assert_allclose(camera.params, params)
-    assert [(r.name, r.reason) for r in listing.rejected] == [("images/2.jpg", "the file does not exist")]
+    missing = f"the file does not exist: {tmp_path / 'images/2.jpg'}"
+    assert [(r.name, r.reason) for r in listing.rejected] == [("images/2.jpg", missing)]
 
 
 def test_nerfstudio_split_lists(tmp_path: Path) -> None:
