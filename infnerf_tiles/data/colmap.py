@@ -11,14 +11,16 @@ import numpy as np
 
 from infnerf_tiles.arrays import Float64, Int32, Int64
 from infnerf_tiles.data import colmap_binary, colmap_text
-from infnerf_tiles.data.colmap_records import CameraRecord, ImageTable, PointTable
+from infnerf_tiles.data.colmap_records import MODELS, CameraRecord, ImageTable, PointTable
 from infnerf_tiles.data.records import Listing, PhotoFolder, Points
 from infnerf_tiles.errors import CameraError, DatasetError
-from infnerf_tiles.geometry.camera import Camera, PosedCameras
+from infnerf_tiles.geometry.camera import PARAM_NAMES, Camera, PosedCameras
 from infnerf_tiles.geometry.rotation import quaternions_from_rotations, rotations_from_quaternions
 
 logger = logging.getLogger(__name__)
 
+# these are OPENCV_FISHEYE with equal focal lengths or the higher coefficients at zero
+_FISHEYES = frozenset({"SIMPLE_FISHEYE", "FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"})
 _BLOCK = 1 << 22  # observations renumbered at a time
 MODEL_FOLDERS = ("sparse", "", "colmap/sparse")
 """Where models lie in a data set's folder: in these, or in numbered folders in them."""
@@ -97,10 +99,13 @@ def read_colmap(sparse_dir: Path, images: Path | None = None) -> Listing:
     reader = colmap_binary if form == "bin" else colmap_text
     records = reader.read_cameras(sparse_dir / f"cameras.{form}")
     table = reader.read_images(sparse_dir / f"images.{form}")
-    points_path = sparse_dir / f"points3D.{form}"
     points = None
-    if points_path.is_file():
-        points = _points(reader.read_points(points_path), table.image_ids)
+    for other in (form, "txt" if form == "bin" else "bin"):
+        points_path = sparse_dir / f"points3D.{other}"
+        if points_path.is_file():
+            points_reader = colmap_binary if other == "bin" else colmap_text
+            points = _points(points_reader.read_points(points_path), table.image_ids)
+            break
     else:
         logger.warning("%s: no points3D.%s, going on without points", sparse_dir, form)
 
@@ -186,15 +191,15 @@ def write_colmap(
 def _camera(record: CameraRecord) -> Camera | str:
     """The camera of a record, or why it cannot be used."""
     model, params = record.model, record.params
-    # OPENCV_FISHEYE with equal focal lengths and the higher coefficients at zero is the same projection
-    if model == "SIMPLE_RADIAL_FISHEYE" and len(params) == 4:
-        model, params = "OPENCV_FISHEYE", (params[0], *params, 0.0, 0.0, 0.0)
-    elif model == "RADIAL_FISHEYE" and len(params) == 5:
-        model, params = "OPENCV_FISHEYE", (params[0], *params, 0.0, 0.0)
+    if model in _FISHEYES and len(params) == dict(MODELS.values())[model]:
+        focal = params[:1] if model != "FISHEYE" else ()
+        params = (*focal, *params, *[0.0] * 4)[: dict(MODELS.values())["OPENCV_FISHEYE"]]
+        model = "OPENCV_FISHEYE"
     try:
         return Camera(model=model, width=record.width, height=record.height, params=params)
     except CameraError as error:
-        return f"camera {record.camera_id}: {error}"
+        step = "" if model in PARAM_NAMES else " ('colmap image_undistorter' does)"
+        return f"camera {record.camera_id}: {error}{step}"
 
 
 def _camera_to_world(images: ImageTable) -> Float64:

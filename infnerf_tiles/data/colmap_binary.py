@@ -98,8 +98,10 @@ def read_cameras(path: Path) -> tuple[CameraRecord, ...]:
             camera_id, model_id, width, height = file.take(_CAMERA, f"camera {i}")
             if model_id not in MODELS:
                 file.offset -= _CAMERA.size
-                raise file.error(
-                    f"camera {camera_id} with a model id from 0 to {max(MODELS)}", f"unknown camera model id {model_id}"
+                raise DatasetError(
+                    f"{path}: byte {file.offset}: expected camera {camera_id} with a model id from 0 to {max(MODELS)}, "
+                    f"got unknown camera model id {model_id}; the file is damaged, or of a later version of COLMAP: "
+                    "write pinhole cameras with 'colmap image_undistorter'"
                 )
             model, num_params = MODELS[model_id]
             params = file.take(struct.Struct(f"<{num_params}d"), f"the {num_params} parameters of camera {camera_id}")

@@ -295,6 +295,12 @@ def _test_photos(
             )
     elif own is not None:
         source = own.source
+        if not own.test:
+            logger.warning(
+                "%s: lists no test photos, so none is held out and eval has nothing to score; list some there or in "
+                "split.json", source,
+            )  # fmt: skip
+            return np.zeros(len(names), np.bool_)
         chosen, missing = match_names(own.test, listed, source)
         if missing:
             logger.warning("%s: %d test photos are not in the data set: %s", source, len(missing), missing[:_NUM_SHOWN])

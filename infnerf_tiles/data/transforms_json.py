@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 TRANSFORMS_FILE = "transforms.json"
 BLENDER_FILES = {part: f"transforms_{part}.json" for part in ("train", "val", "test")}
+_LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
+_ROW_TOLERANCE = 1e-6
 _OPENGL_TO_OPENCV = np.array([1.0, -1.0, -1.0])
 _IGNORED_KEYS = ("rolling_shutter",)
 
@@ -95,7 +97,10 @@ def read_transforms(folder: Path, images: Path | None = None) -> Listing:
         parts[path.stem.removeprefix("transforms").removeprefix("_")] = frozenset(frames.keys() - known)
     source = next(iter(contents))
     is_blender = source.name in BLENDER_FILES.values()
-    parts = parts if is_blender else _listed_parts(source, contents[source], root)
+    if not is_blender:
+        parts = _listed_parts(source, contents[source], root)
+    elif parts.keys() == {"train"}:
+        parts = {}  # a single file says nothing of what to hold out
     points = (_points(path, content, root) for path, content in contents.items())
     cameras = tuple(dict.fromkeys(frame.camera for frame in frames.values()))
     row_of = {camera: row for row, camera in enumerate(cameras)}
@@ -197,9 +202,12 @@ def _entries(
             continue
         name = _with_extension(photos, name)
         pose = _matrix(frame.get("transform_matrix"))
-        mask = frame.get("mask_path")
+        mask = frame.get("mask_path") or None
+        problem = _matrix_problem(frame.get("transform_matrix"))
         if pose is None:
             yield Rejected(name, f"{path.name} frames[{i}]: transform_matrix is not 3x4 or 4x4 numbers")
+        elif problem is not None:
+            yield Rejected(name, f"{path.name} frames[{i}]: {problem}")
         elif mask is not None and not isinstance(mask, str):
             yield Rejected(name, f"{path.name} frames[{i}]: mask_path is not a text")
         else:
@@ -220,6 +228,17 @@ def _matrix(value: object) -> Float64 | None:
     except (TypeError, ValueError):
         return None
     return matrix[:3].copy() if matrix.shape in ((3, 4), (4, 4)) else None
+
+
+def _matrix_problem(value: object) -> str | None:
+    """Why a 4x4 matrix cannot be a pose, by its last row, or None."""
+    matrix = np.array(value if _matrix(value) is not None else np.eye(4), np.float64)
+    if matrix.shape != (4, 4) or (np.abs(matrix[3] - _LAST_ROW) <= _ROW_TOLERANCE).all():
+        return None
+    got = ", ".join(f"{number:.4g}" for number in matrix[3])
+    by_columns = bool((np.abs(matrix[:, 3] - _LAST_ROW) <= _ROW_TOLERANCE).all())
+    step = "it is written column by column, transpose it" if by_columns else "export it again as a camera-to-world pose"
+    return f"transform_matrix: expected the last row 0, 0, 0, 1, got {got}; {step}"
 
 
 def _with_extension(photos: PhotoFolder, name: str) -> str:
@@ -251,11 +270,12 @@ def _listed_parts(path: Path, content: Mapping[str, Any], root: str) -> dict[str
 
 
 def _split_of(source: Path, parts: Mapping[str, frozenset[str]]) -> OwnSplit | None:
-    """The split that a file's lists or files amount to; validation photos stand in where there are no test photos."""
-    test = parts.get("test") or parts.get("val")
-    if not test:
-        return None
-    return OwnSplit(source=str(source), test=test, train=parts.get("train") or None)
+    """The split that a file's lists or files amount to; validation photos stand in where there are no test photos.
+
+    Where only training photos are listed, none is held out, as in nerfstudio.
+    """
+    test, train = parts.get("test") or parts.get("val") or frozenset(), parts.get("train") or None
+    return OwnSplit(source=str(source), test=test, train=train) if test or train else None
 
 
 def _points(path: Path, content: Mapping[str, Any], root: str) -> Points | None:
