@@ -4,17 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from infnerf_tiles.data.colmap import find_colmap
+from infnerf_tiles.data.json_file import read_json
 from infnerf_tiles.data.transforms_json import find_transforms
+from infnerf_tiles.errors import DatasetError
 
 _DEPTH = 2
 _MAX_FOLDERS = 500
+_MAX_FILES, _MAX_BYTES = 20, 1 << 27
 _NUM_SHOWN = 3
 _PHOTOS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".heic", ".dng"})
 # Pose files of other programs, and what makes one of them that can be read.
 _FOREIGN = (
     (("opensfm/reconstruction.json", "reconstruction.json"), "an OpenSfM or OpenDroneMap reconstruction",
      "'opensfm export_colmap' (ODM: in its opensfm folder) writes a COLMAP model"),
-    (("odm_report/shots.geojson", "shots.geojson", "cameras.json"), "poses of OpenDroneMap",
+    (("odm_report/shots.geojson", "shots.geojson"), "poses of OpenDroneMap",
      "'opensfm export_colmap' in its opensfm folder, or nerfstudio's 'ns-process-data odm', makes poses of them"),
     (("keyframes/cameras", "keyframes/corrected_cameras"), "a raw capture of Polycam",
      "nerfstudio's 'ns-process-data polycam' writes transforms.json"),
@@ -34,6 +37,8 @@ def what_is_there(path: Path) -> str:
         return f"; there are poses in {', '.join(map(str, found[:_NUM_SHOWN]))}{more}: give that folder"
     if not path.is_dir():
         return ""
+    if document := next((file for file in sorted(path.glob("*.json"))[:_MAX_FILES] if _has_frames(file)), None):
+        return f"; {document} has frames with poses: give its path"
     for names, what, step in _FOREIGN:
         for name in names:
             if (path / name).exists():
@@ -84,6 +89,14 @@ def _num_photos(folder: Path) -> int:
         if place.is_dir() and (count := sum(file.suffix.lower() in _PHOTOS for file in place.iterdir())):
             return count
     return 0
+
+
+def _has_frames(file: Path) -> bool:
+    try:
+        content = read_json(file) if file.stat().st_size <= _MAX_BYTES else None
+    except (OSError, DatasetError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("frames"), list)
 
 
 def _begins_with(file: Path, start: bytes) -> bool:

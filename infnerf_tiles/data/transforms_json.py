@@ -207,7 +207,7 @@ def _entries(
         if pose is None:
             yield Rejected(name, f"{path.name} frames[{i}]: transform_matrix is not 3x4 or 4x4 numbers")
         elif problem is not None:
-            yield Rejected(name, f"{path.name} frames[{i}]: {problem}")
+            yield Rejected(name, f"{path.name}: {problem}")
         elif mask is not None and not isinstance(mask, str):
             yield Rejected(name, f"{path.name} frames[{i}]: mask_path is not a text")
         else:
@@ -235,10 +235,12 @@ def _matrix_problem(value: object) -> str | None:
     matrix = np.array(value if _matrix(value) is not None else np.eye(4), np.float64)
     if matrix.shape != (4, 4) or (np.abs(matrix[3] - _LAST_ROW) <= _ROW_TOLERANCE).all():
         return None
-    got = ", ".join(f"{number:.4g}" for number in matrix[3])
-    by_columns = bool((np.abs(matrix[:, 3] - _LAST_ROW) <= _ROW_TOLERANCE).all())
-    step = "it is written column by column, transpose it" if by_columns else "export it again as a camera-to-world pose"
-    return f"transform_matrix: expected the last row 0, 0, 0, 1, got {got}; {step}"
+    if (np.abs(matrix[:, 3] - _LAST_ROW) <= _ROW_TOLERANCE).all():
+        got = "the position there, and 0, 0, 0, 1 in the last column; it is written by columns, transpose it"
+    else:
+        row = ", ".join(f"{number:.4g}" for number in matrix[3])
+        got = f"{row}; export it again as a camera-to-world pose"
+    return f"transform_matrix: expected the last row 0, 0, 0, 1, got {got}"
 
 
 def _with_extension(photos: PhotoFolder, name: str) -> str:

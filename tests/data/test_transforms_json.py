@@ -252,8 +252,8 @@ def test_matrices_written_by_columns_are_refused(tmp_path: Path) -> None:
     listing = read_transforms(tmp_path)
     assert listing.names == ("images/2.jpg",)
     by_columns, other = (r.reason for r in listing.rejected)
-    assert "expected the last row 0, 0, 0, 1, got 4, " in by_columns
-    assert by_columns.endswith("it is written column by column, transpose it")
+    assert "expected the last row 0, 0, 0, 1, got the position there" in by_columns
+    assert by_columns.endswith("it is written by columns, transpose it")
     assert "got 0, 0, 0, 2; export it again as a camera-to-world pose" in other
 
 
