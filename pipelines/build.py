@@ -30,6 +30,8 @@ class BuildReport:
 
     photos: int
     test_photos: int
+    masked_photos: int
+    """Photos with a mask file."""
     rejected: tuple[tuple[str, str], ...]
     """(name, reason) of every photo that is not used."""
     points: int
@@ -119,6 +121,7 @@ def build(
     return BuildReport(
         photos=photos.num_photos,
         test_photos=int(photos.is_test.sum()),
+        masked_photos=photos.num_masked,
         rejected=tuple((r.name, r.reason) for r in photos.rejected),
         points=0 if photos.points is None else photos.points.num_points,
         points_outside=int((~found.inside).sum()),

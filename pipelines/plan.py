@@ -36,6 +36,8 @@ class Plan:
 
     photos: int
     test_photos: int
+    masked_photos: int
+    """Photos with a mask file."""
     rejected: tuple[tuple[str, str], ...]
     """(name, reason)."""
     root_origin: tuple[float, float, float]
@@ -167,6 +169,7 @@ def describe(found: Partition, coverage: Coverage, measured: Calibration, needs:
     return Plan(
         photos=photos.num_photos,
         test_photos=int(photos.is_test.sum()),
+        masked_photos=photos.num_masked,
         rejected=tuple((r.name, r.reason) for r in photos.rejected),
         root_origin=found.root.origin,
         root_edge=found.root.edge,

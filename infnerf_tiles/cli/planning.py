@@ -75,6 +75,7 @@ def _tables(data: Path, found: "Plan") -> list[RenderableType]:
     origin = ", ".join(f"{value:.6g}" for value in found.root_origin)
     partition = {
         "photos, of them for testing": f"{found.photos:,}, {found.test_photos:,}",
+        "photos with masks": f"{found.masked_photos:,} of {found.photos:,}",
         "left out": len(found.rejected),
         "sparse points, outside the bounds": f"{found.points:,}, {found.points_outside:,}",
         "bounds": f"a cube of {found.root_edge:.4g} from ({origin})",

@@ -133,6 +133,7 @@ def _build_tables(scene: str, report: "BuildReport") -> list[RenderableType]:
     facts = {
         "photos": report.photos,
         "of them for testing": report.test_photos,
+        "photos with masks": f"{report.masked_photos:,} of {report.photos:,}",
         "left out": len(report.rejected),
         "sparse points": report.points,
         "of them outside the bounds": report.points_outside,

@@ -1,5 +1,6 @@
 """What makes a listed photo unusable: its pose, its camera, its file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from infnerf_tiles.geometry.rotation import nearest_rotations
 
 _ROTATION_TOLERANCE = 0.02  # off by more than text files with 2 decimals are: a scale or shear, not rounding
 _EXACT_ROTATION = 1e-9
+_LEAST_CHANGE = 2  # pixels by which either side differs in a photo that was resampled
+_SIZED_FOLDER = re.compile(r"images(_\d+)?")
 
 
 def clean_poses(camera_to_world: Float64) -> tuple[Float64, list[str | None]]:
@@ -59,22 +62,65 @@ def camera_problem(camera: Camera | str, downscale: int) -> str | None:
     return None
 
 
-def file_problem(path: Path, mask_path: Path | None, camera: Camera) -> str | None:
-    """Why a photo and its mask cannot be used with a camera (at stored size), or None. Opens both files."""
+def fitted_camera(path: Path, mask_path: Path | None, camera: Camera) -> Camera | str:
+    """The camera of a photo as it is stored, or why photo and mask cannot be used. Opens both files.
+
+    `camera` itself if the photo has its size; resized, if the photo was resampled as a whole.
+    """
     try:
         size = check_photo(path)
         mask_size = None if mask_path is None else photo_size(mask_path)
     except PhotoError as error:
         return str(error)
-    if size != (camera.width, camera.height):
-        return _size_problem(size, camera)
+    fitted = resampled(camera, size)
+    if fitted is None:
+        return f"{_size_problem(size, camera)}{_photo_of_that_size(path, camera)}"
     if mask_size is not None and mask_size != size:
         return f"its mask is {mask_size[0]}x{mask_size[1]}, the photo is {size[0]}x{size[1]}"
-    return None
+    return fitted
+
+
+def stored_camera(path: Path, camera: Camera) -> Camera:
+    """As `fitted_camera`, from the photo's size alone; `camera` itself if there is no telling."""
+    try:
+        return resampled(camera, photo_size(path)) or camera
+    except PhotoError:
+        return camera
+
+
+def resampled(camera: Camera, size: tuple[int, int]) -> Camera | None:
+    """The camera for the same picture at another (width, height); None if that cannot be the same picture.
+
+    Both axes have one ratio, to a pixel of the smaller picture. A size that is off by one pixel was cropped, not
+    resampled.
+    """
+    width, height = size
+    if size == (camera.width, camera.height):
+        return camera
+    if min(abs(width - camera.width), abs(height - camera.height)) < _LEAST_CHANGE:
+        return None
+    large, small = sorted(((camera.width, camera.height), size), reverse=True)
+    off = abs(small[0] / large[0] - small[1] / large[1]) * min(large)
+    return camera.resized(width, height) if off <= 1.0 else None
+
+
+def _photo_of_that_size(path: Path, camera: Camera) -> str:
+    """The end of a reason that names a folder beside the photo's own (images_4 beside images) with one that fits."""
+    own = next((folder for folder in path.parents if _SIZED_FOLDER.fullmatch(folder.name)), None)
+    if own is None:
+        return ""
+    for folder in sorted(own.parent.glob("images*")):
+        other = folder / path.relative_to(own)
+        try:
+            if folder != own and other.is_file() and resampled(camera, photo_size(other)) is not None:
+                return f"; that in {folder} fits, give --images {folder}"
+        except PhotoError:
+            continue
+    return ""
 
 
 def _size_problem(size: tuple[int, int], camera: Camera) -> str:
     got = f"the photo is {size[0]}x{size[1]}, its camera is {camera.width}x{camera.height}"
     if size == (camera.height, camera.width):
         return f"{got}; the photo was rotated after the poses were computed (EXIF orientation), use the original"
-    return f"{got}; use the photos that the poses were computed from"
+    return f"{got}, which is no common scale; use the photos that the poses were computed from"

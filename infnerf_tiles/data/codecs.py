@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from infnerf_tiles.arrays import AnyArray, Bool, UInt8
+from infnerf_tiles.data.file_kinds import HEAD_BYTES, foreign_kind
 from infnerf_tiles.data.pyramid import reduce_box, reduce_mask
 from infnerf_tiles.errors import PhotoError
 
@@ -29,6 +30,7 @@ MAX_PIXELS = 1 << 30  # 3 GiB decoded; a header that claims more is taken for da
 _FORMATS = ("PNG", "TIFF", "WEBP", "BMP", "JPEG")
 _UNLIMITED_PIXELS = 1 << 26  # below Pillow's own limit on image sizes
 _JPEG_START = b"\xff\xd8\xff"
+_JPEG_WHITE = 128
 _JPEG_END = b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -40,6 +42,7 @@ _HARMLESS_JPEG_WARNINGS = (
     "Unknown Adobe color transform",
     "Inconsistent progression sequence",
 )
+_DEEP_MODES = {"I": "int32", "F": "float32"}  # Pillow's, and what they hold
 _TIFF_EXTENTS = ((273, 279), (324, 325))  # strip and tile offsets with their byte counts
 
 _limit_lock = threading.Lock()
@@ -107,21 +110,33 @@ def decode_photo(path: Path, downscale: int = 1) -> DecodedPhoto:
     return DecodedPhoto(rgb=_reduced(rgb, downscale), mask=reduce_mask(opaque, downscale))
 
 
-def decode_mask(path: Path, downscale: int = 1) -> Bool:
+def decode_mask(path: Path, downscale: int = 1, *, inverted: bool = False) -> Bool:
     """bool[h, w], True where the mask is nonzero (any colour channel, and alpha if it has one).
 
-    A reduced pixel is usable only if all pixels under it are. PhotoError as in `decode_photo`.
+    A JPEG, which has rings around edges, counts as nonzero from 128 on. inverted: True where it is zero. A reduced
+    pixel is usable only if all pixels under it are. PhotoError as in `decode_photo`.
     """
     image = _load(path)
     _check_factor(path, image, downscale)
+    white = image >= _JPEG_WHITE if _is_jpeg(path) else image != 0
     if image.ndim == 2:
-        usable = image != 0
+        usable = white
     else:
         num_colours = image.shape[2] - (1 - image.shape[2] % 2)  # LA and RGBA end with alpha
-        usable = (image[:, :, :num_colours] != 0).any(axis=2)
+        usable = white[:, :, :num_colours].any(axis=2)
         if num_colours < image.shape[2]:
-            usable &= image[:, :, num_colours] != 0
+            usable &= white[:, :, num_colours]
+    if inverted:
+        usable = np.logical_not(usable)
     return reduce_mask(np.ascontiguousarray(usable), downscale)
+
+
+def _is_jpeg(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_JPEG_START)) == _JPEG_START
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _reduced(rgb: UInt8, downscale: int) -> UInt8:
@@ -145,7 +160,7 @@ def _decode(path: Path) -> UInt8:
     elif image.dtype == np.bool_:
         image = image.astype(np.uint8) * np.uint8(255)
     elif image.dtype != np.uint8:
-        raise PhotoError(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}; export it as 8 or 16 bit")
+        raise _too_deep(path, str(image.dtype))
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.shape[2] == 2:
@@ -157,12 +172,11 @@ def _load(path: Path) -> AnyArray:
     """[h, w] or [h, w, 2 to 4] as stored: L, LA, RGB or RGBA; uint8, uint16, bool or what Pillow made of it."""
     try:
         with path.open("rb") as file:
-            head = file.read(len(_JPEG_START))
-            data = head + file.read() if head == _JPEG_START else b""
+            head = file.read(HEAD_BYTES)
+            data = head + file.read() if head.startswith(_JPEG_START) else b""
     except OSError as error:
         raise _unreadable(path, error) from error
-    if not head:
-        raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+    _check_kind(path, head)
     try:
         return _load_jpeg(path, data) if data else _load_other(path)
     except PhotoError:
@@ -244,9 +258,8 @@ def _open(path: Path) -> Image.Image:
 def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
     try:
         with path.open("rb") as file:
-            head = file.read(32)
-            if not head:
-                raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+            head = file.read(HEAD_BYTES)
+            _check_kind(path, head)
             if head.startswith(_JPEG_START):
                 size, is_whole = _inspect_jpeg(path, file.fileno())
             elif head.startswith(_PNG_START):
@@ -254,7 +267,7 @@ def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
                 file.seek(max(0, path.stat().st_size - len(_PNG_END)))
                 is_whole = file.read() == _PNG_END
             else:
-                size, is_whole = _inspect_other(path)
+                size, is_whole = _inspect_other(path, check_whole)
     except PhotoError:
         raise
     except Exception as error:  # as in _load; only an error of the system has a number, Pillow's own ones have none
@@ -280,10 +293,12 @@ def _inspect_jpeg(path: Path, file_number: int) -> tuple[tuple[int, int], bool]:
     return (width, height), is_whole
 
 
-def _inspect_other(path: Path) -> tuple[tuple[int, int], bool]:
+def _inspect_other(path: Path, is_photo: bool) -> tuple[tuple[int, int], bool]:
     """Size, and whether all pixel data that the header names lie within the file."""
     with _open(path) as image:
         size = _stored_size(image)
+        if is_photo and image.mode in _DEEP_MODES:
+            raise _too_deep(path, _DEEP_MODES[image.mode])
         if not isinstance(image, TiffImageFile):
             return size, False
         tags = image.tag_v2
@@ -307,6 +322,17 @@ def _ends_with_eoi(data: bytes) -> bool:
 def _check_pixels(path: Path, width: int, height: int) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise PhotoError(f"{path}: expected 1 to {MAX_PIXELS} pixels, got {width}x{height}; the header is damaged")
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    if not head:
+        raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+    if (kind := foreign_kind(path, head)) is not None:
+        raise PhotoError(f"{path}: expected a JPEG, PNG, TIFF, WebP or BMP file, got {kind}")
+
+
+def _too_deep(path: Path, got: str) -> PhotoError:
+    return PhotoError(f"{path}: expected 8 or 16 bits per channel, got {got}; export it as 8 or 16 bit")
 
 
 def _unreadable(path: Path, error: OSError) -> PhotoError:

@@ -11,31 +11,76 @@ import numpy as np
 
 from infnerf_tiles.arrays import Float64, Int32, Int64
 from infnerf_tiles.data import colmap_binary, colmap_text
-from infnerf_tiles.data.colmap_records import CameraRecord, ImageTable, PointTable
+from infnerf_tiles.data.colmap_records import MODELS, CameraRecord, ImageTable, PointTable
 from infnerf_tiles.data.records import Listing, PhotoFolder, Points
 from infnerf_tiles.errors import CameraError, DatasetError
-from infnerf_tiles.geometry.camera import Camera, PosedCameras
+from infnerf_tiles.geometry.camera import PARAM_NAMES, Camera, PosedCameras
 from infnerf_tiles.geometry.rotation import quaternions_from_rotations, rotations_from_quaternions
 
 logger = logging.getLogger(__name__)
 
+# these are OPENCV_FISHEYE with equal focal lengths or the higher coefficients at zero
+_FISHEYES = frozenset({"SIMPLE_FISHEYE", "FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"})
 _BLOCK = 1 << 22  # observations renumbered at a time
-MODEL_FOLDERS = ("sparse/0", "sparse", "", "colmap/sparse/0")
+MODEL_FOLDERS = ("sparse", "", "colmap/sparse")
+"""Where models lie in a data set's folder: in these, or in numbered folders in them."""
 
 
-def find_colmap(folder: Path) -> Path | None:
-    """The folder of the COLMAP model that belongs to a data set's folder, or None."""
-    for name in MODEL_FOLDERS:
-        sparse_dir = folder / name
-        if any((sparse_dir / f"images.{form}").is_file() for form in ("bin", "txt")):
-            models = (path for path in sparse_dir.parent.glob("[0-9]*") if path.is_dir())
-            others = sorted(path.name for path in models if path != sparse_dir)
-            if sparse_dir.name == "0" and others:
-                logger.warning(
-                    "%s holds several models; reading 0 and ignoring %s", sparse_dir.parent, ", ".join(others)
-                )
-            return sparse_dir
+def model_folders(folder: Path) -> list[Path]:
+    """Every folder that may hold a COLMAP model of a data set's folder, the likelier ones first."""
+    found: list[Path] = []
+    for place in MODEL_FOLDERS:
+        found += [*_numbered(folder / place), folder / place]
+    return found
+
+
+def find_colmap(folder: Path, *, tell: bool = True) -> Path | None:
+    """The folder of the COLMAP model that belongs to a data set's folder, or None.
+
+    Of several beside each other, the one with the most photos; of those with as many, the first by number. tell: warn
+    then.
+    """
+    for place in MODEL_FOLDERS:
+        models = [path for path in (*_numbered(folder / place), folder / place) if _holds_model(path)]
+        if len(models) > 1:
+            return _fullest(models, tell)
+        if models:
+            return models[0]
     return None
+
+
+def num_images(folder: Path) -> int:
+    """How many photos a model lists; 0 where the file does not say."""
+    binary = folder / "images.bin"
+    if binary.is_file():
+        return colmap_binary.num_images(binary)
+    try:
+        return len(colmap_text.read_images(folder / "images.txt").names)
+    except DatasetError:
+        return 0
+
+
+def _numbered(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: (int(path.name), path.name))
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / f"images.{form}").is_file() for form in ("bin", "txt"))
+
+
+def _fullest(models: Sequence[Path], tell: bool) -> Path:
+    counts = [num_images(path) for path in models]
+    best = max(range(len(models)), key=lambda i: (counts[i], -i))
+    others = (f"{path} ({count})" for i, (path, count) in enumerate(zip(models, counts, strict=True)) if i != best)
+    if tell:
+        logger.warning(
+            "%s: the COLMAP model with the most photos (%d) of %d is read, not %s; to read another, give its folder",
+            models[best], counts[best], len(models), ", ".join(others),
+        )  # fmt: skip
+    return models[best]
 
 
 def read_colmap(sparse_dir: Path, images: Path | None = None) -> Listing:
@@ -54,10 +99,13 @@ def read_colmap(sparse_dir: Path, images: Path | None = None) -> Listing:
     reader = colmap_binary if form == "bin" else colmap_text
     records = reader.read_cameras(sparse_dir / f"cameras.{form}")
     table = reader.read_images(sparse_dir / f"images.{form}")
-    points_path = sparse_dir / f"points3D.{form}"
     points = None
-    if points_path.is_file():
-        points = _points(reader.read_points(points_path), table.image_ids)
+    for other in (form, "txt" if form == "bin" else "bin"):
+        points_path = sparse_dir / f"points3D.{other}"
+        if points_path.is_file():
+            points_reader = colmap_binary if other == "bin" else colmap_text
+            points = _points(points_reader.read_points(points_path), table.image_ids)
+            break
     else:
         logger.warning("%s: no points3D.%s, going on without points", sparse_dir, form)
 
@@ -143,15 +191,15 @@ def write_colmap(
 def _camera(record: CameraRecord) -> Camera | str:
     """The camera of a record, or why it cannot be used."""
     model, params = record.model, record.params
-    # OPENCV_FISHEYE with equal focal lengths and the higher coefficients at zero is the same projection
-    if model == "SIMPLE_RADIAL_FISHEYE" and len(params) == 4:
-        model, params = "OPENCV_FISHEYE", (params[0], *params, 0.0, 0.0, 0.0)
-    elif model == "RADIAL_FISHEYE" and len(params) == 5:
-        model, params = "OPENCV_FISHEYE", (params[0], *params, 0.0, 0.0)
+    if model in _FISHEYES and len(params) == dict(MODELS.values())[model]:
+        focal = params[:1] if model != "FISHEYE" else ()
+        params = (*focal, *params, *[0.0] * 4)[: dict(MODELS.values())["OPENCV_FISHEYE"]]
+        model = "OPENCV_FISHEYE"
     try:
         return Camera(model=model, width=record.width, height=record.height, params=params)
     except CameraError as error:
-        return f"camera {record.camera_id}: {error}"
+        step = "" if model in PARAM_NAMES else " ('colmap image_undistorter' does)"
+        return f"camera {record.camera_id}: {error}{step}"
 
 
 def _camera_to_world(images: ImageTable) -> Float64:

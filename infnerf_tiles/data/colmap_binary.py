@@ -98,14 +98,27 @@ def read_cameras(path: Path) -> tuple[CameraRecord, ...]:
             camera_id, model_id, width, height = file.take(_CAMERA, f"camera {i}")
             if model_id not in MODELS:
                 file.offset -= _CAMERA.size
-                raise file.error(
-                    f"camera {camera_id} with a model id from 0 to {max(MODELS)}", f"unknown camera model id {model_id}"
+                raise DatasetError(
+                    f"{path}: byte {file.offset}: expected camera {camera_id} with a model id from 0 to {max(MODELS)}, "
+                    f"got unknown camera model id {model_id}; the file is damaged, or of a later version of COLMAP: "
+                    "write pinhole cameras with 'colmap image_undistorter'"
                 )
             model, num_params = MODELS[model_id]
             params = file.take(struct.Struct(f"<{num_params}d"), f"the {num_params} parameters of camera {camera_id}")
             records.append(CameraRecord(camera_id=camera_id, model=model, width=width, height=height, params=params))
         file.finish("camera")
     return tuple(records)
+
+
+def num_images(path: Path) -> int:
+    """How many images an images.bin says that it holds; 0 if it cannot hold as many."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_COUNT.size)
+        count = int(_COUNT.unpack(head)[0]) if len(head) == _COUNT.size else 0
+        return count if count * _MIN_IMAGE_BYTES <= path.stat().st_size else 0
+    except OSError:
+        return 0
 
 
 def read_images(path: Path) -> ImageTable:

@@ -1,6 +1,7 @@
 """COLMAP's text files."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def read_cameras(path: Path) -> tuple[CameraRecord, ...]:
         except (ValueError, IndexError):
             raise _error(path, number, "CAMERA_ID MODEL WIDTH HEIGHT PARAMS...", line) from None
         records.append(CameraRecord(camera_id=camera_id, model=model, width=width, height=height, params=params))
+    _check_count(path, "cameras", len(records))
     return tuple(records)
 
 
@@ -46,6 +48,7 @@ def read_images(path: Path) -> ImageTable:
         number, line = next(lines, (number, ""))
         if len(line.split()) % 3:
             raise _error(path, number, "observations as X Y POINT3D_ID", line)
+    _check_count(path, "images", len(heads))
     table = np.array(heads, dtype=np.float64).reshape(len(heads), 9)
     return ImageTable(
         image_ids=table[:, 0].astype(np.int64),
@@ -74,6 +77,7 @@ def read_points(path: Path) -> PointTable:
             expected = "POINT3D_ID X Y Z R G B ERROR (R G B from 0 to 255) and pairs of IMAGE_ID POINT2D_IDX"
             raise _error(path, number, expected, line) from None
         lengths.append(len(words) // 2 - 4)
+    _check_count(path, "points", len(lengths) - 1)
     table = np.array(values, dtype=np.float64).reshape(-1, 7)
     return PointTable(
         xyz=table[:, :3],
@@ -116,10 +120,22 @@ def write_points(path: Path, points: PointTable, point2d: Int64) -> None:
     _write(path, lines)
 
 
+def _check_count(path: Path, what: str, count: int) -> None:
+    """DatasetError if the head of the file promises more: it ends early, at the end of a line."""
+    promise = re.compile(rf"#\s*Number of {what}:\s*(\d+)")
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line in itertools.takewhile(lambda line: line.lstrip().startswith("#"), file):
+            if (found := promise.match(line.strip())) and count < int(found[1]):
+                raise DatasetError(
+                    f"{path}: expected {found[1]} {what} as its head says, got {count}; the file is truncated, copy it "
+                    f"again (or correct the line {line.strip()[:60]!r}, if {what} were taken out on purpose)"
+                )
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, line without its end) of lines that are not comments."""
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             for number, line in enumerate(file, start=1):
                 if not line.lstrip().startswith("#"):
                     yield number, line.rstrip("\n")

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from infnerf_tiles.arrays import Bool, Int32, Int64, UInt8, check_shape
-from infnerf_tiles.data.checks import camera_problem, clean_poses, file_problem
-from infnerf_tiles.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
+from infnerf_tiles.data.agreement import points_of_model
+from infnerf_tiles.data.checks import camera_problem, clean_poses, fitted_camera, stored_camera
+from infnerf_tiles.data.colmap import read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
-from infnerf_tiles.data.names import MISSING_PHOTO, find_file, name_problem, shared_folder
+from infnerf_tiles.data.masks import find_masks
+from infnerf_tiles.data.names import MISSING_PHOTO, name_problem
 from infnerf_tiles.data.photos import PhotoFile
+from infnerf_tiles.data.placing import missing_photo, place_model_photos
 from infnerf_tiles.data.records import Listing, OwnSplit, Points, Rejected
+from infnerf_tiles.data.sources import Source, find_source
 from infnerf_tiles.data.splits import every_kth, match_names, read_name_list, read_split_file
-from infnerf_tiles.data.transforms_json import TRANSFORMS_FILE, find_transforms, read_transforms
+from infnerf_tiles.data.transforms_json import read_transforms
 from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras
 
@@ -25,7 +30,6 @@ __all__ = ["Georeference", "Points", "PosedPhotos", "Rejected", "read_dataset"]
 
 logger = logging.getLogger(__name__)
 
-_MASK_FOLDER = "masks"
 _NUM_SHOWN = 3
 
 
@@ -66,6 +70,11 @@ class PosedPhotos:
         """Number of photos n."""
         return len(self.names)
 
+    @property
+    def num_masked(self) -> int:
+        """Number of photos with a mask file."""
+        return sum(path is not None for path in self.mask_paths)
+
     def select(self, rows: Int64, is_test: Bool) -> "PosedPhotos":
         """The photos of int64[k] `rows`, in that order, with another split (bool[k])."""
         photo_of: Int32 = np.full(self.num_photos, -1, np.int32)
@@ -103,12 +112,17 @@ def read_dataset(
     test_every: int = 8,
     test_list: Path | None = None,
     check_photos: bool = True,
+    built_with: Mapping[str, Camera] | None = None,
 ) -> PosedPhotos:
     """Read a COLMAP model (sparse/0, sparse or the folder itself; photos in images/) or transforms.json from `folder`.
+
+    folder: the data set's, or that of a model, or one .json file.
 
     images: where the photos are, if not there. downscale: integer by which photos and cameras are reduced. Test
     photos: those of `test_list`, else of the data set's own split, else every `test_every`-th name (0: none).
     check_photos: open every photo's header and compare it with its camera; without it, photos need not even exist.
+    built_with: cameras that photos had in a scene, by name: of photos that are not checked, those are opened whose
+    camera was another, for photos of another size than their camera's have the camera scaled to theirs.
 
     A photo that cannot be used is in `rejected` with its reason. DatasetError if the folder holds no data set, a pose
     file is damaged, or no photo is usable; SettingsError for a wrong `downscale` or `test_every`.
@@ -116,15 +130,14 @@ def read_dataset(
     if downscale < 1:
         raise SettingsError(f"data.downscale: expected an integer of at least 1, got {downscale}")
     every_kth((), test_every)
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: expected a folder with posed photos, got none; check the path")
+    source = find_source(folder)
     if images is not None and not images.is_dir():
         raise DatasetError(f"{images}: expected a folder with the photos, got none; check --images")
-    listing = _read_listing(folder, images, check_photos)
+    listing, folder = _read_listing(source, images, check_photos), source.folder
     georeference = read_georeference(folder)
     poses, problems = clean_poses(listing.camera_to_world)
-    masks = _find_masks(folder, listing)
-    _add_problems(problems, listing, masks, downscale, check_photos)
+    masks = find_masks(folder, listing, tell=check_photos)
+    listing = _add_problems(problems, listing, masks, downscale, check_photos, built_with or {})
 
     own_split = read_split_file(folder) or listing.split
     if test_list is None and own_split is not None and own_split.train is not None:
@@ -163,80 +176,108 @@ def read_dataset(
     )
 
 
-def _read_listing(folder: Path, images: Path | None, check_photos: bool) -> Listing:
-    sparse_dir = find_colmap(folder)
-    if sparse_dir is None:
-        if find_transforms(folder):
-            return read_transforms(folder, images)
-        places = ", ".join(place or "the folder itself" for place in MODEL_FOLDERS)
+def _read_listing(source: Source, images: Path | None, check_photos: bool) -> Listing:
+    if not source.reads_model or source.model is None:
+        listing = read_transforms(source.transforms, images)
+        return listing if source.model is None else _with_tracks(listing, source.model)
+    listing = read_colmap(source.model)
+    photos = place_model_photos(source.folder, images, listing.names)
+    if check_photos and not photos.path.is_dir():
         raise DatasetError(
-            f"{folder}: expected a COLMAP model (images.bin or images.txt in {places}), {TRANSFORMS_FILE} or Blender's "
-            f"transforms_train.json, got none of them; give the folder that holds the poses"
+            f"{photos.path}: expected a folder with the photos of {source.model}, got none; give --images"
         )
-    if find_transforms(folder):
-        logger.info("%s: reading the COLMAP model in %s, not the transforms file", folder, sparse_dir)
-    if images is None:
-        images = folder / "images"
-        if sparse_dir == folder:  # the folder of the model itself was given
-            above = (parent / "images" for parent in (folder, *folder.absolute().parents[:2]))
-            images = next((path for path in above if path.is_dir()), images)
-        if check_photos and not images.is_dir():
-            raise DatasetError(f"{images}: expected a folder with the photos of {sparse_dir}, got none; give --images")
-    return read_colmap(sparse_dir, images)
+    return replace(listing, photos=photos)
+
+
+def _with_tracks(listing: Listing, folder: Path) -> Listing:
+    """The listing of a transforms file with the points of the COLMAP model that it was made from, if they agree."""
+    model = read_colmap(folder)
+    points = points_of_model(listing, model, listing.applied)
+    taken = not isinstance(points, str)
+    what = "its points are taken, for their tracks" if taken else f"nothing of it is taken: {points}"
+    logger.log(
+        logging.INFO if taken else logging.WARNING,
+        "%s: the %d frames of this file are read, not the %d photos of the COLMAP model in %s; %s",
+        listing.source, len(listing.names), len(model.names), folder, what,
+    )  # fmt: skip
+    return listing if isinstance(points, str) else replace(listing, points=points)
 
 
 def _add_problems(
-    problems: list[str | None], listing: Listing, masks: list[Path | None], downscale: int, check_photos: bool
-) -> None:
-    """Fill in why photos cannot be used, where that is not yet known: name, camera, mask, file."""
+    problems: list[str | None],
+    listing: Listing,
+    masks: list[Path | None],
+    downscale: int,
+    check_photos: bool,
+    built_with: Mapping[str, Camera],
+) -> Listing:
+    """Fill in why photos cannot be used, where that is not yet known: name, camera, mask, file.
+
+    Returns the listing with the cameras that the photos have as they are stored.
+    """
     of_camera = [camera_problem(camera, downscale) for camera in listing.cameras]
     seen: set[str] = set()
     to_open: dict[int, Path] = {}
     for i, name in enumerate(listing.names):
+        camera = listing.cameras[listing.camera_index[i]]
         problem = name_problem(name) or problems[i] or of_camera[listing.camera_index[i]]
         if problem is None and name in seen:
             problem = "it is listed more than once"
         if problem is None and listing.mask_names[i] is not None and masks[i] is None:
             problem = f"its mask {listing.mask_names[i]} does not exist"
-        if problem is None and check_photos:
+        if problem is None and (check_photos or _had_another_size(camera, built_with.get(name), downscale)):
             path = listing.photos.find(name)
-            if path is None:
-                problem = MISSING_PHOTO
-            else:
+            if path is not None:
                 to_open[i] = path
+            elif check_photos:
+                problem = missing_photo(listing.photos, name)
         seen.add(name)
         problems[i] = problem
 
-    def inspect(i: int) -> str | None:
+    def inspect(i: int) -> Camera | str:
         camera = listing.cameras[listing.camera_index[i]]
-        return camera if isinstance(camera, str) else file_problem(to_open[i], masks[i], camera)
+        if isinstance(camera, str):
+            return camera
+        found = fitted_camera(to_open[i], masks[i], camera) if check_photos else stored_camera(to_open[i], camera)
+        return found if found is camera or isinstance(found, str) else camera_problem(found, downscale) or found
 
     # latency of the disk or network, not the processor, is what takes time here
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        for i, problem in zip(to_open, pool.map(inspect, to_open), strict=True):
-            problems[i] = problem
+        found = dict(zip(to_open, pool.map(inspect, to_open), strict=True))
+    for i, camera in found.items():
+        problems[i] = camera if isinstance(camera, str) else None
+    return _with_cameras(listing, {i: c for i, c in found.items() if isinstance(c, Camera)}, tell=check_photos)
 
 
-def _find_masks(folder: Path, listing: Listing) -> list[Path | None]:
-    """The mask file of every photo: the one that the pose file names, masks/NAME.jpg.png or masks/NAME.png."""
-    parents = dict.fromkeys((folder / _MASK_FOLDER, listing.photos.path.parent / _MASK_FOLDER))
-    mask_folders = [path for path in parents if path.is_dir()]
-    # names of transforms.json begin with the photo folder, masks usually do not repeat it
-    prefix = shared_folder(listing.names)
-    masks: list[Path | None] = []
-    for name, mask_name in zip(listing.names, listing.mask_names, strict=True):
-        if mask_name is not None:
-            masks.append(None if name_problem(mask_name) else find_file(folder, mask_name))
-            continue
-        stems = () if name_problem(name) else dict.fromkeys((name, name.removeprefix(prefix)))
-        candidates = (
-            find_file(mask_folder, form)
-            for mask_folder in mask_folders
-            for stem in stems
-            for form in (f"{stem}.png", str(Path(stem).with_suffix(".png").as_posix()))
-        )
-        masks.append(next((path for path in candidates if path is not None), None))
-    return masks
+def _had_another_size(camera: Camera | str, then: Camera | None, downscale: int) -> bool:
+    return then is not None and isinstance(camera, Camera) and camera.scaled_down(downscale) != then
+
+
+def _with_cameras(listing: Listing, found: Mapping[int, Camera], *, tell: bool) -> Listing:
+    """The listing with other cameras for some rows."""
+    resized = {i: camera for i, camera in found.items() if camera != listing.cameras[listing.camera_index[i]]}
+    if not resized:
+        return listing
+    cameras = [*listing.cameras]
+    row_of = {camera: len(cameras) + row for row, camera in enumerate(dict.fromkeys(resized.values()))}
+    index = listing.camera_index.copy()
+    counts: Counter[tuple[int, int, int, int]] = Counter()
+    for i, camera in resized.items():
+        then = listing.cameras[index[i]]
+        if isinstance(then, Camera):
+            counts[camera.width, camera.height, then.width, then.height] += 1
+        index[i] = row_of[camera]
+    shown = ", ".join(
+        f"{count} of {w}x{h}, {w / then_w:.4g} of {then_w}x{then_h}"
+        for (w, h, then_w, then_h), count in counts.most_common(_NUM_SHOWN)
+    )
+    if tell:
+        logger.warning(
+            "%s: %d of %d photos are not of their camera's size and were taken for scaled ones: their cameras are "
+            "scaled alike (%s); if they are not the same pictures, give others by --images",
+            listing.source, len(resized), len(listing.names), shown,
+        )  # fmt: skip
+    return replace(listing, cameras=(*cameras, *row_of), camera_index=index)
 
 
 def _test_photos(
@@ -254,6 +295,12 @@ def _test_photos(
             )
     elif own is not None:
         source = own.source
+        if not own.test:
+            logger.warning(
+                "%s: lists no test photos, so none is held out and eval has nothing to score; list some there or in "
+                "split.json", source,
+            )  # fmt: skip
+            return np.zeros(len(names), np.bool_)
         chosen, missing = match_names(own.test, listed, source)
         if missing:
             logger.warning("%s: %d test photos are not in the data set: %s", source, len(missing), missing[:_NUM_SHOWN])
@@ -268,11 +315,12 @@ def _test_photos(
 
 
 def _nothing_usable(listing: Listing, rejected: list[Rejected]) -> DatasetError:
-    first: dict[str, str] = {}
-    for r in rejected:
-        first.setdefault(r.reason, r.name)
-    common = Counter(r.reason for r in rejected).most_common(_NUM_SHOWN)
-    reasons = "; ".join(f"{count} x {reason} (first: {first[reason]})" for reason, count in common)
+    first: dict[str, Rejected] = {}
+    kinds = [MISSING_PHOTO if r.reason.startswith(MISSING_PHOTO) else r.reason for r in rejected]
+    for kind, r in zip(kinds, rejected, strict=True):
+        first.setdefault(kind, r)
+    common = Counter(kinds).most_common(_NUM_SHOWN)
+    reasons = "; ".join(f"{count} x {first[kind].reason} (first: {first[kind].name})" for kind, count in common)
     return DatasetError(
         f"{listing.source}: expected at least one usable photo, got 0 of {len(rejected)} listed; "
         f"{reasons or 'the file lists none'}"

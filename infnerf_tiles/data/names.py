@@ -41,6 +41,19 @@ def find_file(folder: Path, name: str) -> Path | None:
     return None
 
 
+def parent_folders(names: Iterable[str]) -> tuple[str, ...]:
+    """The folders that all names begin with, from the outside in; the first one may be "/", a drive or ".."."""
+    common: tuple[str, ...] | None = None
+    for name in names:
+        folders = PurePosixPath(name).parts[:-1]
+        if common is None:
+            common = folders
+        else:
+            same = next((i for i, (a, b) in enumerate(zip(common, folders, strict=False)) if a != b), None)
+            common = common[: min(len(common), len(folders)) if same is None else same]
+    return common or ()
+
+
 def shared_folder(names: Iterable[str]) -> str:
     """The first folder of all names, with its slash, if it is the same one; else ""."""
     folders = {name.partition("/")[0] + "/" if "/" in name else "" for name in names}

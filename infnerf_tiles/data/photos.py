@@ -8,6 +8,7 @@ from pathlib import Path
 
 from infnerf_tiles.data.codecs import DecodedPhoto, check_photo, decode_mask, decode_photo, photo_size
 from infnerf_tiles.data.marks import check_digest
+from infnerf_tiles.data.masks import leaves_out
 from infnerf_tiles.data.pyramid import mask_pyramid, num_pyramid_levels, pyramid, reduce_box, reduce_mask
 from infnerf_tiles.errors import PhotoError
 
@@ -62,7 +63,7 @@ def decode_masked_photo(file: PhotoFile) -> DecodedPhoto:
         )
     mask = photo.mask if file.alpha_as_mask else None
     if file.mask_path is not None:
-        usable = decode_mask(file.mask_path, file.downscale)
+        usable = decode_mask(file.mask_path, file.downscale, inverted=leaves_out(file.mask_path, file.path))
         if usable.shape != (height, width):
             raise PhotoError(
                 f"{file.mask_path}: expected a mask of {width}x{height} like its photo at 1/{file.downscale} size, "

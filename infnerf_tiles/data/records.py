@@ -109,7 +109,8 @@ class Listing:
     source: the file or folder that was read, for messages. photos: where the photos of `names` are. mask_names:
     relative to the data set's folder, None where the file names no mask. cameras: distinct intrinsics of the stored
     photos, or the reason why they cannot be used. camera_index: int32[n]. camera_to_world: float64[n, 3, 4], OpenCV
-    axes, any values. points: tracks refer to rows of `names`. rejected: entries that could not even be listed.
+    axes, any values. points: tracks refer to rows of `names`. rejected: entries that could not even be listed. applied:
+    float64[3, 4] each, how the file says that its world was turned and moved from the original one.
     """
 
     source: Path
@@ -122,6 +123,7 @@ class Listing:
     points: Points | None = None
     split: OwnSplit | None = None
     rejected: tuple[Rejected, ...] = ()
+    applied: tuple[Float64, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.names)

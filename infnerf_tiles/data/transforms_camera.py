@@ -26,9 +26,12 @@ def frame_camera(
         value = frame.get(key, common.get(key))
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CameraError(f"{key}: expected a number, got {value!r:.40}")
-        return float(value)
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise ValueError(value)
+            return float(value)  # some programs write numbers as texts
+        except (ValueError, OverflowError):
+            raise CameraError(f"{key}: expected a number, got {value!r:.40}") from None
 
     def flag(key: str) -> bool:
         return bool(frame.get(key, common.get(key)))

@@ -116,6 +116,20 @@ class Camera:
         )
         return replace(self, width=self.width // factor, height=self.height // factor, params=scaled)
 
+    def resized(self, width: int, height: int) -> "Camera":
+        """The camera of the whole photo resampled to another size.
+
+        Where rounding to whole pixels scales the axes differently, a model with one focal length becomes one with two.
+        """
+        across, down = width / self.width, height / self.height
+        model, values = self.model, dict(zip(PARAM_NAMES[self.model], self.params, strict=True))
+        if across != down and "f" in values:
+            model = "PINHOLE" if model == "SIMPLE_PINHOLE" else "OPENCV"
+            values |= {"fx": self.fx, "fy": self.fy}
+        scale = {"f": across, "fx": across, "cx": across, "fy": down, "cy": down}
+        params = tuple(values.get(name, 0.0) * scale.get(name, 1.0) for name in PARAM_NAMES[model])
+        return Camera(model=model, width=width, height=height, params=params)
+
     def contains(self, xy: Float64) -> Bool:
         """bool[n]: which of float64[n, 2] pixel positions lie in the image, [0, width) x [0, height)."""
         inside: Bool = np.logical_and.reduce((xy >= 0) & (xy < np.array([self.width, self.height])), axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from infnerf_tiles.arrays import Bool, UInt8
-from infnerf_tiles.data.colmap import MODEL_FOLDERS
+from infnerf_tiles.data.colmap import model_folders
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
 from infnerf_tiles.errors import DatasetError
@@ -147,6 +147,7 @@ def scene_photos(store: SceneStore, settings: Settings, folder: Path, images: Pa
             photos = read_dataset(
                 folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
                 check_photos=False,
+                built_with={name: stored.cameras.camera(i) for i, name in enumerate(stored.names)},
             )  # fmt: skip
             _memory.update(key=key, photos=in_scene_order(photos, stored, files))
         found: PosedPhotos = _memory["photos"]
@@ -159,7 +160,7 @@ _memory_lock = threading.Lock()
 
 def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of the pose files, which change when they are written again."""
-    places = [folder, *(folder / name for name in MODEL_FOLDERS)]
+    places = model_folders(folder if folder.is_dir() else folder.parent)
     files = {file for place in places if place.is_dir() for file in place.iterdir() if file.suffix in _POSE_FILES}
     found = [(str(file), file.stat()) for file in sorted(files)]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)

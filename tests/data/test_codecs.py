@@ -341,3 +341,39 @@ def test_masks_are_true_where_nonzero(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(decode_mask(path), KEEP)
     blocks = KEEP[:60, :80].reshape(30, 2, 40, 2).all(axis=(1, 3))
     np.testing.assert_array_equal(decode_mask(path, 2), blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("a.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture; convert it to JPEG"),
+        ("a.jpg", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC picture"),
+        ("a.jpg", b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF picture"),
+        ("a.jpg", b"\0\0\0\x1cftypisom\0\0\0\0", "a video"),
+        ("a.CR2", b"II*\0\x10\0\0\0CR\x02\0", r"a RAW photo \(CR2\); develop it"),
+        ("a.NEF", b"MM\0*\0\0\0\x08", r"a RAW photo \(NEF\)"),
+        ("a.dng", b"II*\0\x08\0\0\0", r"a RAW photo \(DNG\)"),
+        ("a.png", b"\x76\x2f\x31\x01\2\0\0\0", "an OpenEXR picture"),
+        ("a.gif", b"GIF89a", "a GIF picture"),
+        ("a.jp2", b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 picture"),
+        ("a.jpg", b"<!DOCTYPE HTML><html>", "a web page; the download failed"),
+        ("a.jpg", b"\n<html>404", "a web page"),
+        ("a.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a pointer of git-lfs .*git lfs pull"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path: Path, name: str, head: bytes, words: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(head + bytes(4000))
+    for read in (check_photo, photo_size, decode_photo, decode_mask):
+        with pytest.raises(PhotoError, match=rf"{name}: expected a JPEG, PNG, TIFF, WebP or BMP file, got {words}"):
+            read(path)
+
+
+def test_a_tiff_of_floats_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)).save(path)
+    for read in (check_photo, decode_photo):
+        with pytest.raises(PhotoError, match="expected 8 or 16 bits per channel, got float32; export it"):
+            read(path)
+    assert photo_size(path) == (8, 6)
+    assert decode_mask(path).sum() == 47

@@ -169,6 +169,74 @@ def test_a_model_that_is_not_supported_leaves_its_name_as_the_reason(tmp_path: P
     assert listing.cameras[1] == Camera("PINHOLE", 64, 48, (50, 50, 32, 24))
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "count"),
+    [(12, "SIMPLE_DIVISION", 4), (13, "DIVISION", 5), (16, "EUCM", 6), (17, "EQUIRECTANGULAR", 2)],
+)
+def test_later_models_are_skipped_over_and_named(tmp_path: Path, number: int, name: str, count: int) -> None:
+    write_capture(tmp_path, photos=False)
+    later = struct.pack(f"<iiQQ{count}d", 1, number, 64, 48, *[0.5] * count)
+    pinhole = struct.pack("<iiQQ4d", 2, 1, 64, 48, 50, 50, 32, 24)
+    (tmp_path / "sparse/0/cameras.bin").write_bytes(struct.pack("<Q", 2) + later + pinhole)
+    listing = read_colmap(tmp_path / "sparse/0")
+    assert f"'{name}'; undistort the photos" in str(listing.cameras[0])
+    assert "colmap image_undistorter" in str(listing.cameras[0])
+    assert listing.cameras[1] == Camera("PINHOLE", 64, 48, (50, 50, 32, 24))
+
+
+@pytest.mark.parametrize(
+    ("number", "params", "expected"),
+    [(14, (50, 32, 24), (50, 50, 32, 24, 0, 0, 0, 0)), (15, (50, 51, 32, 24), (50, 51, 32, 24, 0, 0, 0, 0))],
+)
+def test_fisheyes_without_distortion(
+    tmp_path: Path, number: int, params: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    """The angle from the axis times the focal length is the distance from the principal point."""
+    write_capture(tmp_path, photos=False, cameras=(PINHOLE,))
+    record = struct.pack(f"<QiiQQ{len(params)}d", 1, 1, number, 64, 48, *params)
+    (tmp_path / "sparse/0/cameras.bin").write_bytes(record)
+    camera = camera_of(read_colmap(tmp_path / "sparse/0"), 0)
+    assert camera == Camera("OPENCV_FISHEYE", 64, 48, expected)
+    xy, _ = project(camera, np.array([[0.3, 0.4, 1.0]]))
+    np.testing.assert_allclose(xy, [[32 + 0.6 * params[0] * np.arctan(0.5), 24 + 0.8 * expected[1] * np.arctan(0.5)]])
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+def test_a_text_file_cut_at_the_end_of_a_line_is_refused(tmp_path: Path, name: str) -> None:
+    write_capture(tmp_path, photos=False, text=True)
+    path = tmp_path / f"sparse/0/{name}.txt"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    what, each = ("points", 1) if name == "points3D" else (name, 2 if name == "images" else 1)
+    count = len(lines) // each
+    head = [f"# List with one {name[:-1]} per line", f"# Number of {what}: {count}, mean of something: 3.5"]
+    path.write_text("\n".join([*head, *lines]) + "\n")
+    read_colmap(path.parent)
+    path.write_text("\n".join([*head, *lines[: -2 * each + 1]]) + "\n")
+    left = -(-(len(lines) - 2 * each + 1) // each)
+    with pytest.raises(DatasetError, match=rf"{name}\.txt: expected {count} {what} as its head says, got {left}; "):
+        read_colmap(path.parent)
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+def test_a_mark_of_the_byte_order_is_read_over(tmp_path: Path, name: str) -> None:
+    write_capture(tmp_path, photos=False, text=True)
+    path = tmp_path / f"sparse/0/{name}.txt"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    listing = read_colmap(path.parent)
+    assert (len(listing.names), len(listing.cameras), points_of(listing).num_points) == (6, 2, 20)
+
+
+def test_points_in_the_other_form_are_read(tmp_path: Path) -> None:
+    capture = write_capture(tmp_path / "b", photos=False)
+    write_capture(tmp_path / "t", photos=False, text=True)
+    (tmp_path / "b/sparse/0/points3D.bin").rename(tmp_path / "points3D.bin")
+    (tmp_path / "t/sparse/0/points3D.txt").rename(tmp_path / "b/sparse/0/points3D.txt")
+    (tmp_path / "points3D.bin").rename(tmp_path / "t/sparse/0/points3D.bin")
+    for form in ("b", "t"):
+        np.testing.assert_array_equal(points_of(read_colmap(tmp_path / form / "sparse/0")).xyz, capture.points.xyz)
+
+
 @pytest.mark.parametrize(("model", "params"), [("SIMPLE_RADIAL_FISHEYE", (0.1,)), ("RADIAL_FISHEYE", (0.1, 0.02))])
 def test_simple_fisheye_models_become_the_general_one(tmp_path: Path, model: str, params: tuple[float, ...]) -> None:
     write_capture(tmp_path, photos=False, text=True)
@@ -243,12 +311,31 @@ def test_the_model_is_found(tmp_path: Path, place: str) -> None:
     assert find_colmap(tmp_path / "elsewhere") is None
 
 
-def test_further_models_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_capture(tmp_path, photos=False)
-    (tmp_path / "sparse/1").mkdir()
+@pytest.mark.parametrize("text", [False, True])
+def test_of_several_models_the_one_with_the_most_photos_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: bool
+) -> None:
+    for name, count in (("0", 2), ("2", 5), ("10", 5), ("3", 4)):
+        write_capture(tmp_path / name, names=NAMES[:count], photos=False, text=text)
+        (tmp_path / "data/sparse").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "sparse/0").rename(tmp_path / "data/sparse" / name)
+    (tmp_path / "data/sparse/4").mkdir()
     with caplog.at_level(logging.WARNING):
-        assert find_colmap(tmp_path) == tmp_path / "sparse/0"
-    assert "ignoring 1" in caplog.text
+        assert find_colmap(tmp_path / "data") == tmp_path / "data/sparse/2"
+    assert "most photos (5) of 4 is read" in caplog.text
+    assert "sparse/0 (2)" in caplog.text
+    assert "sparse/10 (5)" in caplog.text
+    caplog.clear()
+    assert find_colmap(tmp_path / "data/sparse/0") == tmp_path / "data/sparse/0"
+    assert caplog.text == ""
+
+
+def test_a_damaged_model_is_not_taken_for_the_fullest(tmp_path: Path) -> None:
+    write_capture(tmp_path, photos=False)
+    for name, content in (("1", struct.pack("<Q", 1 << 60)), ("2", b"")):
+        (tmp_path / "sparse" / name).mkdir()
+        (tmp_path / "sparse" / name / "images.bin").write_bytes(content)
+    assert find_colmap(tmp_path) == tmp_path / "sparse/0"
 
 
 def test_every_orientation_survives(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_bad_photo_files_are_rejected_with_their_reason(tmp_path: Path) -> None:
     (images / "b.jpg").write_bytes(b"")
     (images / "c.jpg").write_bytes(b"no photo")
     (images / "d.jpg").unlink()
-    write_jpeg(images / "e.jpg", WIDTH // 2, HEIGHT // 2)
+    write_jpeg(images / "e.jpg", WIDTH // 2, WIDTH // 2)
     write_jpeg(images / "f.jpg", HEIGHT, WIDTH)
     photos = read_dataset(tmp_path)
     assert photos.names == ("g.jpg",)
@@ -136,8 +136,8 @@ def test_bad_photo_files_are_rejected_with_their_reason(tmp_path: Path) -> None:
     assert "truncated" in got["a.jpg"]
     assert "empty file" in got["b.jpg"]
     assert "damaged" in got["c.jpg"]
-    assert got["d.jpg"] == "the file does not exist"
-    assert got["e.jpg"].startswith("the photo is 40x30, its camera is 80x60; use the photos that")
+    assert got["d.jpg"] == f"the file does not exist: {images / 'd.jpg'}"
+    assert got["e.jpg"].startswith("the photo is 40x40, its camera is 80x60, which is no common scale; use the photos")
     assert got["f.jpg"].startswith("the photo is 60x80, its camera is 80x60; the photo was rotated")
 
 
@@ -237,10 +237,10 @@ def test_nothing_usable_is_refused_with_the_commonest_reasons(tmp_path: Path) ->
     for i in range(4):
         (tmp_path / f"images/photo_0{i}.jpg").unlink()
     for i in (4, 5):
-        write_jpeg(tmp_path / f"images/photo_0{i}.jpg", 40, 30)
+        write_jpeg(tmp_path / f"images/photo_0{i}.jpg", 40, 40)
     message = (
-        r"got 0 of 6 listed; 4 x the file does not exist \(first: photo_00\.jpg\); "
-        r"2 x the photo is 40x30, its camera is 80x60.*\(first: photo_04\.jpg\)"
+        r"got 0 of 6 listed; 4 x the file does not exist: .*images/photo_00\.jpg \(first: photo_00\.jpg\); "
+        r"2 x the photo is 40x40, its camera is 80x60.*\(first: photo_04\.jpg\)"
     )
     with pytest.raises(DatasetError, match=message):
         read_dataset(tmp_path)

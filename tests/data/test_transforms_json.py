@@ -21,6 +21,7 @@ from capture_files import (
 )
 
 from infnerf_tiles.data.colmap import read_colmap
+from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.data.transforms_json import read_transforms
 from infnerf_tiles.errors import DatasetError
 from infnerf_tiles.geometry.camera import Camera
@@ -131,11 +132,15 @@ def test_a_frame_wins_over_the_file(tmp_path: Path) -> None:
             {"fl_x": 70, "camera_model": "OPENCV_FISHEYE", "k1": 1, "k2": 2, "k3": 3, "k4": 4},
             Camera("OPENCV_FISHEYE", 80, 60, (70, 70, 40, 30, 1, 2, 3, 4)),
         ),
+        (
+            {"fl_x": "70", "w": "80", "k1": "-0.1", "k3": "0.0", "k4": "0.0"},
+            Camera("OPENCV", 80, 60, (70, 70, 40, 30, -0.1, 0, 0, 0)),
+        ),
         ({"fl_x": 70, "is_fisheye": True}, Camera("OPENCV_FISHEYE", 80, 60, (70, 70, 40, 30, 0, 0, 0, 0))),
     ],
 )
 def test_intrinsics(tmp_path: Path, keys: dict[str, Any], expected: Camera) -> None:
-    camera = only_camera(tmp_path, **SIZE, **keys)
+    camera = only_camera(tmp_path, **{**SIZE, **keys})
     assert camera.model == expected.model
     assert (camera.width, camera.height) == (expected.width, expected.height)
     np.testing.assert_allclose(camera.params, expected.params, rtol=1e-14)
@@ -145,7 +150,9 @@ def test_intrinsics(tmp_path: Path, keys: dict[str, Any], expected: Camera) -> N
     ("keys", "reason"),
     [
         ({}, "focal length: expected fl_x or camera_angle_x, got neither"),
-        ({"fl_x": "70"}, "fl_x: expected a number, got '70'"),
+        ({"fl_x": "wide"}, "fl_x: expected a number, got 'wide'"),
+        ({"fl_x": True}, "fl_x: expected a number, got True"),
+        ({"fl_x": "nan"}, "expected finite"),
         ({"fl_x": float("nan")}, "expected finite"),
         ({"fl_x": -3}, "expected focal lengths > 0"),
         ({"fl_x": 70, "w": 80.5}, "w, h: expected whole numbers of pixels, got 80.5 and 60"),
@@ -203,7 +210,8 @@ def test_sizes_that_are_not_written_come_from_each_photo(tmp_path: Path) -> None
         assert isinstance(camera, Camera)
         assert (camera.width, camera.height) == (width, height)
         np.testing.assert_allclose(camera.params, params)
-    assert [(r.name, r.reason) for r in listing.rejected] == [("images/2.jpg", "the file does not exist")]
+    missing = f"the file does not exist: {tmp_path / 'images/2.jpg'}"
+    assert [(r.name, r.reason) for r in listing.rejected] == [("images/2.jpg", missing)]
 
 
 def test_nerfstudio_split_lists(tmp_path: Path) -> None:
@@ -216,6 +224,42 @@ def test_nerfstudio_split_lists(tmp_path: Path) -> None:
     write_json(tmp_path / "transforms.json", {**GLOBAL, "frames": frames(4), "test_filenames": 3})
     with pytest.raises(DatasetError, match="test_filenames: expected a list of names, got 3"):
         read_transforms(tmp_path)
+
+
+@pytest.mark.parametrize("empty", [{}, {"val_filenames": [], "test_filenames": []}])
+def test_where_only_training_photos_are_listed_none_is_held_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: dict[str, Any]
+) -> None:
+    for i in range(4):
+        write_jpeg(tmp_path / f"images/{i}.jpg")
+    lists = {"train_filenames": [f"images/{i}.jpg" for i in range(3)], **empty}
+    write_json(tmp_path / "transforms.json", {**GLOBAL, "frames": frames(4), **lists})
+    photos = read_dataset(tmp_path, test_every=2)
+    assert photos.names == ("images/0.jpg", "images/1.jpg", "images/2.jpg")
+    assert not photos.is_test.any()
+    assert photos.own_split
+    assert "transforms.json: lists no test photos, so none is held out" in caplog.text
+    (rejected,) = photos.rejected
+    assert "neither a training nor a test photo" in rejected.reason
+
+
+def test_matrices_written_by_columns_are_refused(tmp_path: Path) -> None:
+    listed = frames(3)
+    listed[0]["transform_matrix"] = np.array(listed[0]["transform_matrix"]).T.tolist()
+    listed[1]["transform_matrix"][3] = [0, 0, 0, 2]
+    listed[2]["transform_matrix"][3] = [0, 1e-9, 0, 1]
+    write_json(tmp_path / "transforms.json", {**GLOBAL, "frames": listed})
+    listing = read_transforms(tmp_path)
+    assert listing.names == ("images/2.jpg",)
+    by_columns, other = (r.reason for r in listing.rejected)
+    assert "expected the last row 0, 0, 0, 1, got the position there" in by_columns
+    assert by_columns.endswith("it is written by columns, transpose it")
+    assert "got 0, 0, 0, 2; export it again as a camera-to-world pose" in other
+
+
+def test_an_empty_mask_path_is_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "transforms.json", {**GLOBAL, "frames": frames(2, mask_path="")})
+    assert read_transforms(tmp_path).mask_names == (None, None)
 
 
 def test_the_world_frame_stays_the_files(tmp_path: Path) -> None:

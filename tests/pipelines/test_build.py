@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from infnerf_tiles.pipelines.build import build
@@ -15,7 +16,9 @@ from infnerf_tiles.errors import BudgetError, DatasetError, SettingsError, Store
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.training.context import Context, in_scene_order, scene_photos
 from infnerf_tiles.training.inputs import scene_inputs, scene_settings
+from infnerf_tiles.training.tasks import inputs_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,32 @@ def test_a_scene_holds_what_was_found(city: Path, tmp_path: Path) -> None:
         assert np.array_equal(cameras.camera_to_world, photos.cameras.camera_to_world)
         assert scene_settings(store.header) == tiny()
         assert Path(scene_inputs(store.header).dataset) == city.resolve()
+
+
+def test_reduced_photos_and_masks_are_those_of_the_scene(city: Path, tmp_path: Path) -> None:
+    """A task, which opens no photo, has the cameras that build fitted to the photos' sizes."""
+    data = tmp_path / "city"
+    shutil.copytree(city, data)
+    files = sorted((data / "images").iterdir())
+    for file in files[1:6]:
+        iio.imwrite(file, iio.imread(file)[::2, ::2])
+    (data / "masks").mkdir()
+    for file in files[:3]:
+        height, width = iio.imread(file).shape[:2]
+        iio.imwrite(data / "masks" / f"{file.name}.png", np.full((height, width), 255, np.uint8))
+    report = build(data, str(tmp_path / "scene.zarr"), tiny())
+    assert (report.photos, report.masked_photos) == (9, 3)
+    with SceneStore.open(str(tmp_path / "scene.zarr")) as store:
+        stored = store.read_cameras()
+        checked = in_scene_order(read_dataset(data), stored, store.read_files())
+        task = scene_photos(store, tiny(), data)
+        names = [file.name for file in files]
+        assert stored.names == tuple(names)
+        assert [stored.cameras.camera(i).width for i in range(9)] == [64] + [32] * 5 + [64] * 3
+        for photos in (checked, task):
+            assert [photos.cameras.camera(i) for i in range(9)] == [stored.cameras.camera(i) for i in range(9)]
+        fingerprints = {inputs_fingerprint(Context(store, photos, tiny())) for photos in (checked, task)}
+        assert len(fingerprints) == 1
 
 
 def test_the_root_cube_holds_cameras_and_points(city: Path, tmp_path: Path) -> None:
