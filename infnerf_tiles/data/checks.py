@@ -1,5 +1,7 @@
 """What makes a listed photo unusable: its pose, its camera, its file."""
 
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from infnerf_tiles.arrays import Bool, Float64
 from infnerf_tiles.data.codecs import check_photo, photo_size
 from infnerf_tiles.errors import CameraError, PhotoError
+from infnerf_tiles.geometry.border import border_positions, view_angles
 from infnerf_tiles.geometry.camera import Camera, unproject
 from infnerf_tiles.geometry.rotation import nearest_rotations
 
@@ -43,17 +46,23 @@ def clean_poses(camera_to_world: Float64) -> tuple[Float64, list[str | None]]:
     return poses, reasons
 
 
-def camera_problem(camera: Camera | str, downscale: int) -> str | None:
-    """Why a camera, at stored size, cannot be used after a reduction by `downscale`, or None."""
-    if isinstance(camera, str):
-        return camera
-    if min(camera.width, camera.height) < downscale:
-        return f"its camera is {camera.width}x{camera.height}, less than one pixel at 1/{downscale} size"
-    # Every pixel needs a ray. The border's corners and midpoints are enough to find a distortion that folds over.
-    x, y = (np.array([0.5, 0.5 * size, size - 0.5]) for size in (camera.width, camera.height))
-    border = np.stack(np.meshgrid(x, y), axis=-1).reshape(9, 2)
+def camera_problems(cameras: Sequence[Camera | str], downscale: int) -> list[str | None]:
+    """Why each camera, at stored size, cannot be used after a reduction by `downscale`, or None."""
+    problems: list[str | None] = [camera if isinstance(camera, str) else None for camera in cameras]
+    at, read = [i for i, p in enumerate(problems) if p is None], [c for c in cameras if not isinstance(c, str)]
+    # all at once, as every photo may have a camera of its own; what that is not sure of is looked at by itself
+    for i, camera, angle in zip(at, read, view_angles(read).tolist(), strict=True):
+        if min(camera.width, camera.height) < downscale:
+            problems[i] = f"its camera is {camera.width}x{camera.height}, less than one pixel at 1/{downscale} size"
+        elif isnan(angle):
+            problems[i] = _border_problem(camera)
+    return problems
+
+
+def _border_problem(camera: Camera) -> str | None:
+    """Why not every pixel has a ray, or None."""
     try:
-        unproject(camera, border)
+        unproject(camera, border_positions(camera))
     except CameraError as error:
         return str(error)
     return None

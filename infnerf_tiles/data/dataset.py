@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from infnerf_tiles.arrays import Bool, Int32, Int64, UInt8, check_shape
-from infnerf_tiles.data.checks import camera_problem, clean_poses, file_problem
+from infnerf_tiles.data.checks import camera_problems, clean_poses, file_problem
 from infnerf_tiles.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
 from infnerf_tiles.data.names import MISSING_PHOTO, find_file, name_problem, shared_folder
@@ -189,7 +189,7 @@ def _add_problems(
     problems: list[str | None], listing: Listing, masks: list[Path | None], downscale: int, check_photos: bool
 ) -> None:
     """Fill in why photos cannot be used, where that is not yet known: name, camera, mask, file."""
-    of_camera = [camera_problem(camera, downscale) for camera in listing.cameras]
+    of_camera = camera_problems(listing.cameras, downscale)
     seen: set[str] = set()
     to_open: dict[int, Path] = {}
     for i, name in enumerate(listing.names):
