@@ -15,13 +15,18 @@ from infnerf_tiles.geometry.rotation import nearest_rotations
 
 _ROTATION_TOLERANCE = 0.02  # off by more than text files with 2 decimals are: a scale or shear, not rounding
 _EXACT_ROTATION = 1e-9
+_MAX_COORDINATE = 1e100  # squares and cubes of distances stay finite
+# from that far away, in distances that nine photos in ten keep, everything that those show is less than a pixel
+_MAX_AWAY = 1e6
+_SAME_PLACE = 1e-9  # of a coordinate: rounding of poses, no distance
 
 
 def clean_poses(camera_to_world: Float64) -> tuple[Float64, list[str | None]]:
     """Poses with rotations made orthonormal, and why each one cannot be used.
 
     `camera_to_world`: float64[n, 3, 4]. Rotations up to 0.02 from orthonormal are replaced by the nearest rotation;
-    larger deviations, mirrored and non-finite poses get a reason (their rows stay as they were).
+    larger deviations, mirrored and non-finite poses get a reason (their rows stay as they were). So do positions a
+    million times as far from the median position as nine in ten are, which would leave no digits for the rest.
     """
     poses = camera_to_world.copy()
     finite: Bool = np.asarray(np.isfinite(poses).all(axis=(1, 2)))
@@ -43,7 +48,28 @@ def clean_poses(camera_to_world: Float64) -> tuple[Float64, list[str | None]]:
             f"the pose is not a rotation (off by {deviation[i]:.2g}, expected at most {_ROTATION_TOLERANCE}); "
             "remove scale and shear from its 3x3 part"
         )
+    _add_far(reasons, poses[:, :, 3])
     return poses, reasons
+
+
+def _add_far(reasons: list[str | None], centres: Float64) -> None:
+    """Fill in which of the poses without a reason stand too far away."""
+    left = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
+    most = np.abs(centres[left]).max(axis=1, initial=0.0)
+    for i, coordinate in zip(left[most > _MAX_COORDINATE].tolist(), most[most > _MAX_COORDINATE].tolist(), strict=True):
+        reasons[i] = f"its position has a coordinate of {coordinate:.3g}, more than {_MAX_COORDINATE:g}; correct it"
+    left = left[most <= _MAX_COORDINATE]
+    if not len(left):
+        return
+    middle = np.median(centres[left], axis=0)
+    away = np.linalg.norm(centres[left] - middle, axis=1)
+    typical = float(np.percentile(away, 90, method="lower"))
+    if typical > _SAME_PLACE * np.abs(middle).max():  # else they stand in one place, and any distance is possible
+        for k in np.flatnonzero(away > _MAX_AWAY * typical).tolist():
+            reasons[left[k]] = (
+                f"its position is {away[k]:.3g} away from the middle of all photos, nine in ten are within "
+                f"{typical:.3g}; correct or remove its pose"
+            )
 
 
 def camera_problems(cameras: Sequence[Camera | str], downscale: int) -> list[str | None]:

@@ -118,9 +118,7 @@ def _invert_plane(
         closer = np.hypot(trial[0], trial[1]) < miss
         straight &= closer | (miss <= scale)
         x, y = np.where(closer, trial_x, x), np.where(closer, trial_y, y)
-        du, dv, xx, cross, yy = (
-            np.where(closer, n, o) for n, o in zip(trial, (du, dv, xx, cross, yy), strict=True)
-        )
+        du, dv, xx, cross, yy = (np.where(closer, n, o) for n, o in zip(trial, (du, dv, xx, cross, yy), strict=True))
     miss = np.hypot(du, dv)
     straight &= (miss <= scale) & (xx * yy > cross * cross)
     return np.stack([x, y], axis=-1), miss, straight
