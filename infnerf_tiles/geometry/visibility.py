@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from infnerf_tiles.arrays import AnyArray, Bool, Float64, Int32, Int64, check_shape
+from infnerf_tiles.arrays import Bool, Float64, Int32, Int64, check_shape
 from infnerf_tiles.errors import CameraError
 from infnerf_tiles.geometry.border import border_positions, view_angles
 from infnerf_tiles.geometry.camera import Camera, PosedCameras, unproject
@@ -16,6 +16,8 @@ MAX_OBSERVATIONS = 1 << 25
 MIN_KEPT = 8
 POINTS_PER_CELL = 4
 """Points in an image's cell on average: with fewer, cells miss the surface in front; with more, it hides its sides."""
+MIN_CELLS = 12
+"""Cells along an image's longer side at least: of a handful of points, hardly any hides another."""
 GAP = 0.15
 """A point is hidden behind another one in its cell if it is farther by more than that share of the distance.
 
@@ -27,6 +29,7 @@ _MAX_BLOCKS = 4096
 _MIN_BLOCK = 64
 _ROOM = 0.02  # radians, for what lies between the border positions of an image
 _GATHERED = 1 << 20
+_GOLDEN = 0.6180339887498949
 
 
 def likely_observers(
@@ -44,7 +47,8 @@ def likely_observers(
     Time and memory are bounded: points are sorted along a space-filling curve and photos look only at the stretches of
     it in their cones of view. If that were more than `max_pairs` (photo, point) pairs, every so-manieth point of the
     curve is looked at, and the points up to the next one share its observers. If there were more than
-    `max_observations`, each point keeps its finest observers and an even choice of the others.
+    `max_observations`, each point keeps its finest observers and an even choice of the others: no photo of an overview
+    is to see nothing.
     """
     check_shape("points", points, (None, 3))
     if not len(points) or not cameras.num_photos:
@@ -54,32 +58,46 @@ def likely_observers(
     stride = -(-sum(cones.pairs(photo) for photo in range(cameras.num_photos)) // max_pairs) or 1
     samples = points[order[::stride]]
     rows = [_unhidden(samples, cones.samples(photo, stride), cameras, photo) for photo in range(cameras.num_photos)]
+    sample = np.concatenate(rows)
     photos: Int32 = np.repeat(np.arange(len(rows), dtype=np.int32), [len(r) for r in rows])
-    sample: Int32 = np.concatenate(rows)
-    sample_of: Int64 = np.empty(len(points), np.int64)
-    sample_of[order] = np.arange(len(points)) // stride
+    del rows
+    photos = photos[np.argsort(sample, kind="stable")]
     lengths = np.bincount(sample, minlength=len(samples))
+    del sample
+    place: Int64 = np.empty(len(points), np.int64)
+    place[order] = np.arange(len(points))
+    sample_of = place // stride
+    starts = np.cumsum(lengths) - lengths
+    most = None
     if lengths[sample_of].sum() > max_observations:
         most = max(max_observations // len(points), MIN_KEPT)
-        kept = _thinned(samples, cameras, sample, photos, most)
-        sample, photos = sample[kept], photos[kept]
-        lengths = np.bincount(sample, minlength=len(samples))
-    photos = photos[np.argsort(sample, kind="stable")]
-    starts = np.cumsum(lengths) - lengths
-    return gather_rows(photos, starts[sample_of], lengths[sample_of])
+        _sort_by_fineness(photos, starts, lengths, samples, cameras)
+    return gather_rows(photos, starts[sample_of], lengths[sample_of], most=most, phase=np.modf(_GOLDEN * place)[0])
 
 
-def gather_rows(values: Int32, starts: Int64, lengths: Int64) -> tuple[Int64, Int32]:
-    """Rows of a ragged array: values[starts[i]:starts[i] + lengths[i]] one after the other, (offsets, int32[k])."""
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+def gather_rows(
+    values: Int32, starts: Int64, lengths: Int64, *, most: int | None = None, phase: Float64 | None = None
+) -> tuple[Int64, Int32]:
+    """Rows of a ragged array: values[starts[i]:starts[i] + lengths[i]] one after the other, (offsets, int32[k]).
+
+    Of rows longer than `most`, its first half stays and of the others every so-manieth, from float64[n] `phase` (0 to
+    1) on: where many rows are alike, all their values are met.
+    """
+    kept = lengths if most is None else np.minimum(lengths, most)
+    offsets = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
     out: Int32 = np.empty(int(offsets[-1]), np.int32)
     # in runs of rows, as the indices take more room than the values
     first = 0
     while first < len(starts):
         last = max(int(np.searchsorted(offsets, offsets[first] + _GATHERED, side="right")) - 1, first + 1)
-        shift = np.repeat(starts[first:last] - offsets[first:last], lengths[first:last])
-        span = np.arange(offsets[first], offsets[last])
-        out[span] = values[span + shift]
+        owner = np.repeat(np.arange(first, last), kept[first:last])
+        at = np.arange(offsets[first], offsets[last]) - offsets[owner]
+        if most is not None and phase is not None:
+            half = (most + 1) // 2
+            other = (at >= half) & (lengths[owner] > most)
+            step = (lengths[owner[other]] - half) / max(most - half, 1)
+            at[other] = half + ((at[other] - half + phase[owner[other]]) * step).astype(np.int64)
+        out[offsets[first] : offsets[last]] = values[starts[owner] + at]
         first = last
     return offsets, out
 
@@ -148,7 +166,8 @@ def _unhidden(points: Float64, rows: Int64, cameras: PosedCameras, photo: int) -
     if not len(rows):
         return np.empty(0, np.int32)
     camera = cameras.camera(photo)
-    side = np.sqrt(POINTS_PER_CELL * camera.width * camera.height / len(rows))
+    coarsest = max(camera.width, camera.height) / MIN_CELLS
+    side = min(float(np.sqrt(POINTS_PER_CELL * camera.width * camera.height / len(rows))), coarsest)
     cell = (xy / side).astype(np.int64)
     code = cell[:, 1] * (int(camera.width / side) + 1) + cell[:, 0]
     order = np.lexsort((distance, code))
@@ -159,21 +178,14 @@ def _unhidden(points: Float64, rows: Int64, cameras: PosedCameras, photo: int) -
     return np.sort(rows[order[in_front]]).astype(np.int32)
 
 
-def _thinned(points: Float64, cameras: PosedCameras, sample: Int32, photos: Int32, most: int) -> AnyArray:
-    """Rows of at most about `most` observations per sample, in the order given: the finest half, and others evenly.
-
-    Not only the finest, so that no photo of an overview ends up seeing nothing.
-    """
-    fine: Float64 = np.empty(len(sample))
-    for start in range(0, len(sample), _GATHERED):
-        part = slice(start, start + _GATHERED)
-        distance = np.linalg.norm(points[sample[part]] - cameras.centres[photos[part]], axis=1)
-        fine[part] = footprint(distance, cameras.focals[photos[part]])
-    order = np.lexsort((fine, sample))
-    lengths = np.bincount(sample, minlength=len(points))[sample[order]]
-    rank = np.arange(len(order)) - (np.cumsum(np.bincount(sample, minlength=len(points))))[sample[order]] + lengths
-    half = (most + 1) // 2
-    # the places among the others shift from point to point, so that all photos get their turn
-    share, phase = (most - half) / np.maximum(lengths - half, 1), np.modf(0.6180339887 * sample[order])[0]
-    turn = np.floor((rank - half + 1) * share + phase) > np.floor((rank - half) * share + phase)
-    return np.sort(order[(lengths <= most) | (rank < half) | turn])
+def _sort_by_fineness(photos: Int32, starts: Int64, lengths: Int64, points: Float64, cameras: PosedCameras) -> None:
+    """Put each point's finest observers first, in place."""
+    ends = starts + lengths
+    first = 0
+    while first < len(points):
+        last = max(int(np.searchsorted(ends, starts[first] + _GATHERED, side="right")), first + 1)
+        owner = np.repeat(np.arange(first, last), lengths[first:last])
+        part = slice(int(starts[first]), int(ends[last - 1]))
+        away = np.linalg.norm(points[owner] - cameras.centres[photos[part]], axis=1)
+        photos[part] = photos[part][np.lexsort((footprint(away, cameras.focals[photos[part]]), owner))]
+        first = last
