@@ -15,6 +15,7 @@ from infnerf_tiles.pipelines.sameness import check_common, check_georeference, i
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.marks import read_marks
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.errors import BudgetError, DatasetError
 from infnerf_tiles.geometry.bounds import point_wanted_levels
 from infnerf_tiles.geometry.node_id import NodeId
@@ -166,10 +167,9 @@ def _checked_files(store: SceneStore, photos: PosedPhotos, former: int) -> Store
 def _check_inside(context: Context, fresh: Int64) -> None:
     """DatasetError if what the new photos show lies outside the root cube: bounds are fixed at build."""
     points, root = context.photos.points, context.store.header.root
-    if points is None or not len(points.track_photos) or not len(fresh):
+    if points is None or not len(fresh):
         return
-    at = np.flatnonzero(np.isin(points.track_photos, fresh))
-    seen = np.unique(np.searchsorted(points.track_offsets, at, side="right") - 1)
+    seen = observers(points, context.photos.cameras).points_seen_by(fresh)
     if not len(seen):
         return
     outside = ~inside_unit(root.to_unit(points.xyz[seen]))
@@ -193,16 +193,14 @@ def _added_nodes(context: Context, index: SceneIndex, training: Int64) -> Int64:
     """Nodes that all points together ask for where the new training photos show some, and that there are not yet."""
     photos, header, o = context.photos, context.store.header, context.settings.octree
     points = photos.points
-    if points is None or not len(points.track_photos) or not len(training):
+    if points is None or not len(training):
         return np.empty(0, np.int64)
+    seen_by = observers(points, photos.cameras)
     evidence = reliable_points(photos)
     unit = header.root.to_unit(points.xyz)
-    wanted = point_wanted_levels(
-        points.xyz, points.track_offsets, points.track_photos, photos.cameras, context.gsd_root
-    )
+    wanted = point_wanted_levels(points.xyz, seen_by.offsets, seen_by.photos, photos.cameras, context.gsd_root)
     wanted = wanted + o.lod_bias
-    at = np.flatnonzero(np.isin(points.track_photos, training))
-    seen = np.intersect1d(np.searchsorted(points.track_offsets, at, side="right") - 1, evidence)
+    seen = np.intersect1d(seen_by.points_seen_by(training), evidence)
     whole, new = (
         grow_from_points(unit[rows], wanted[rows], header.max_level, least, True, cells_per_edge=header.cells)
         for rows, least in ((evidence, o.min_points), (seen, 1))
@@ -239,12 +237,13 @@ def _finer(found: Partition, training: Int64) -> float:
     """Levels by which the new photos' typical finest footprint is below the finest GSD."""
     points, cameras = found.photos.points, found.photos.cameras
     capped = found.max_level >= found.settings.octree.max_level  # as was asked for
-    if capped or points is None or not len(points.track_photos) or not len(training):
+    if capped or points is None or not len(training):
         return 0.0
-    at = np.flatnonzero(np.isin(points.track_photos, training))
+    seen = observers(points, cameras)
+    at = np.flatnonzero(np.isin(seen.photos, training))
     if not len(at):
         return 0.0
-    photo, owner = points.track_photos[at], np.searchsorted(points.track_offsets, at, side="right") - 1
+    photo, owner = seen.photos[at], seen.owners(at)
     distance = np.linalg.norm(points.xyz[owner] - cameras.centres[photo], axis=1)
     wanted = np.log2(found.gsd_root * cameras.focals[photo] / np.maximum(distance, 1e-9))
     return max(0.0, float(np.percentile(wanted, 90)) - found.max_level - 0.5)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from infnerf_tiles.pipelines.partition import MIN_TRACK, Partition
+from infnerf_tiles.pipelines.partition import Partition
 
 from infnerf_tiles.arrays import Float64, Int32, Int64, UInt8
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.geometry.bounds import point_wanted_levels
 from infnerf_tiles.geometry.node_id import NodeId, decode_keys, encode_keys
 from infnerf_tiles.geometry.octree import unit_cells
@@ -26,9 +27,9 @@ _BLOCK = 1 << 21
 class Region:
     """One treelet of the finest band, or a coarser one that nothing hangs below.
 
-    photos: training photos that see it, by its points' tracks, or by its cube where it has no points. pixels: of those
-    photos, at level 0, that show it (estimated). gsd: finest footprint reached there, world units, None where nothing
-    is known.
+    photos: training photos that see it, by who sees its points, or by its cube where it has no points. pixels: of
+    those photos, at level 0, that show it (estimated). gsd: finest footprint reached there, world units, None where
+    nothing is known.
     """
 
     treelet: str
@@ -76,8 +77,8 @@ _covered: "weakref.WeakKeyDictionary[Partition, Coverage]" = weakref.WeakKeyDict
 
 
 def cover(found: Partition) -> Coverage:
-    """Count what the training photos see of each region: by the points' tracks, else by what is in their images."""
-    if found not in _covered:  # asked for several times, and all tracks are looked at for it
+    """Count what the training photos see of each region: by who sees the points, else by what is in their images."""
+    if found not in _covered:  # asked for several times, and all observations are looked at for it
         _covered[found] = _cover(found)
     return _covered[found]
 
@@ -88,20 +89,20 @@ def _cover(found: Partition) -> Coverage:
     training = ~photos.is_test
     points = photos.points
     outside = int((~found.inside).sum())
-    if points is None or not len(points.track_photos):
+    if points is None or not len(found.evidence):
         return _cover_by_cubes(found, keys, outside)
+    seen_by = observers(points, cameras)
     owner_region = _region_of(found, keys, found.root.to_unit(points.xyz))
     reliable = np.zeros(points.num_points, np.bool_)
     reliable[found.evidence] = True
-    reliable &= points.track_lengths >= MIN_TRACK
     owner_region[~reliable] = -1
-    finest = point_wanted_levels(points.xyz, points.track_offsets, points.track_photos, cameras, found.gsd_root)
+    finest = point_wanted_levels(points.xyz, seen_by.offsets, seen_by.photos, cameras, found.gsd_root)
     seen: Int64 = np.empty(0, np.int64)
     per_photo: Int64 = np.zeros(photos.num_photos, np.int64)
     hits: Int64 = np.zeros(0, np.int64)
-    owner = np.repeat(np.arange(points.num_points, dtype=np.int32), points.track_lengths)
+    owner = np.repeat(np.arange(points.num_points, dtype=np.int32), seen_by.lengths)
     for start in range(0, len(owner), _BLOCK):
-        photo = points.track_photos[start : start + _BLOCK].astype(np.int64)
+        photo = seen_by.photos[start : start + _BLOCK].astype(np.int64)
         region = owner_region[owner[start : start + _BLOCK]]
         use = (region >= 0) & training[photo]
         code, count = np.unique(region[use] * photos.num_photos + photo[use], return_counts=True)
@@ -162,7 +163,7 @@ def _region_of(found: Partition, keys: Int64, unit: Float64) -> Int64:
 
 
 def _cover_by_cubes(found: Partition, keys: Int64, outside: int) -> Coverage:
-    """Without tracks: a photo sees a region if one of some points spread over its cube is in the image."""
+    """Without points that count: a photo sees a region if one of some points spread over its cube is in the image."""
     photos, cameras = found.photos, found.photos.cameras
     levels, cells = decode_keys(keys)
     steps = (np.arange(_SAMPLED_CORNERS) + 0.5) / _SAMPLED_CORNERS

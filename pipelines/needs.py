@@ -8,6 +8,7 @@ from infnerf_tiles.pipelines.coverage import cover
 from infnerf_tiles.pipelines.partition import Partition
 
 from infnerf_tiles.data.dataset import PosedPhotos
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.store.bundle import CHUNK_BYTES as BUNDLE_CHUNK_BYTES
 from infnerf_tiles.training.pixel_store import CHUNK_BYTES, PART_BYTES, RESIDENT_PATCH_BYTES, num_patches
 from infnerf_tiles.training.pixels import PATCH
@@ -142,7 +143,10 @@ def _dataset_bytes(photos: PosedPhotos) -> int:
     if photos.points is not None:
         p = photos.points
         total += 2 * sum(a.nbytes for a in (p.xyz, p.rgb, p.error, p.track_offsets, p.track_photos))
-        total += 32 * len(p.track_photos)
+        seen = observers(p, photos.cameras)
+        if seen.photos is not p.track_photos:
+            total += 2 * (seen.offsets.nbytes + seen.photos.nbytes)
+        total += 32 * len(seen.photos)
     return total
 
 

@@ -1,11 +1,13 @@
 """Partition: what follows from poses and points alone. `plan` shows it, `build` writes it."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from infnerf_tiles.arrays import Bool, Float64, Int64
 from infnerf_tiles.data.dataset import PosedPhotos
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.data.photos import num_pyramid_levels
 from infnerf_tiles.errors import BudgetError, SettingsError
 from infnerf_tiles.field.shape import FieldShape
@@ -23,9 +25,10 @@ from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.inputs import scene_inputs
 
+logger = logging.getLogger(__name__)
+
 MAX_POINT_ERROR = 3.0
 """Points with a larger reprojection error, in pixels of the stored photos, are no evidence."""
-MIN_TRACK = 3
 _CAMERA_GROWN_NODES = 160
 _SAMPLED_PHOTOS = 64
 
@@ -106,6 +109,14 @@ def partition(photos: PosedPhotos, settings: Settings, bounds: tuple[float, ...]
     gsd_root = float(gsd(root.edge, o.cells, 0))
     max_level = _max_level(photos, root, settings)
     octree, inside = _octree(photos, evidence, root, max_level, gsd_root, settings)
+    told = len(evidence) > 0 and (octree.num_nodes > 1 or max_level == 0)
+    if photos.points is not None and photos.points.num_points and not told:
+        logger.warning(
+            "%s: %d sparse points, of which %d are well seen, tell too little of what the photos show: the octree "
+            "starts from the cameras alone and grows while it trains; check that the points lie in the frame of the "
+            "poses, or leave them out", photos.root, photos.points.num_points, len(evidence),
+        )  # fmt: skip
+        octree = _octree_from_cameras(photos, root, max_level, gsd_root)
     if octree.num_nodes > o.max_nodes:
         raise BudgetError(
             f"octree: {octree.num_nodes} nodes are more than octree.max_nodes = {o.max_nodes}; raise it, raise "
@@ -113,7 +124,7 @@ def partition(photos: PosedPhotos, settings: Settings, bounds: tuple[float, ...]
         )
     bands = band_root_levels(max_level, o.treelet_height)
     limit = o.max_nodes
-    if len(evidence):  # without points, what training sees is all there is to grow from
+    if told:  # without points, what training sees is all there is to grow from
         limit = min(limit, int(np.ceil(octree.num_nodes * (1.0 + o.growth))))
     return Partition(
         photos=photos, settings=settings, evidence=evidence, inside=inside, root=root, gsd_root=gsd_root,
@@ -140,14 +151,11 @@ def scene_partition(store: SceneStore, photos: PosedPhotos, settings: Settings) 
 
 
 def reliable_points(photos: PosedPhotos) -> Int64:
-    """Rows of the sparse points that count as evidence: long enough tracks, small enough error."""
+    """Rows of the sparse points that count as evidence: seen by enough photos, small enough error."""
     points = photos.points
     if points is None:
         return np.empty(0, np.int64)
-    good = points.error <= MAX_POINT_ERROR
-    if len(points.track_photos):
-        good &= points.track_lengths >= MIN_TRACK
-    return np.flatnonzero(good)
+    return np.flatnonzero((points.error <= MAX_POINT_ERROR) & observers(points, photos.cameras).reliable)
 
 
 def _root_cube(
@@ -169,9 +177,10 @@ def _max_level(photos: PosedPhotos, root: RootCube, settings: Settings) -> int:
     o, points = settings.octree, photos.points
     if points is None:
         return finest_level(root, o.cells, photos.cameras, o.max_level)
+    seen = observers(points, photos.cameras)
     return finest_level(
         root, o.cells, photos.cameras, o.max_level,
-        points=points.xyz, track_offsets=points.track_offsets, track_photos=points.track_photos,
+        points=points.xyz, track_offsets=seen.offsets, track_photos=seen.photos,
     )  # fmt: skip
 
 
@@ -184,7 +193,8 @@ def _octree(
         return _octree_from_cameras(photos, root, max_level, gsd_root), np.ones(0, np.bool_)
     unit = root.to_unit(points.xyz)
     inside: Bool = np.asarray(((unit >= 0) & (unit < 1)).all(axis=1))
-    wanted = point_wanted_levels(points.xyz, points.track_offsets, points.track_photos, photos.cameras, gsd_root)
+    seen = observers(points, photos.cameras)
+    wanted = point_wanted_levels(points.xyz, seen.offsets, seen.photos, photos.cameras, gsd_root)
     octree = grow_from_points(
         unit[evidence], wanted[evidence] + o.lod_bias, max_level, o.min_points, True, cells_per_edge=o.cells
     )

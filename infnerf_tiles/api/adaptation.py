@@ -15,6 +15,7 @@ from infnerf_tiles.api.octree_model import UNLIMITED, OctreeModel
 from infnerf_tiles.api.packets import on_host
 from infnerf_tiles.api.rays import PhotoSource
 from infnerf_tiles.arrays import Bool, Int64
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.geometry.bounds import point_wanted_levels
 from infnerf_tiles.geometry.node_id import NodeId
@@ -26,7 +27,6 @@ from infnerf_tiles.training.result import prune
 from infnerf_tiles.training.state import Frame, ResidentNodes, TrainingState
 from infnerf_tiles.volume.occupancy import cells_of_points
 
-_MIN_TRACK = 3
 _DECAY = 0.6
 _ROOT = NodeId(0, 0, 0, 0)
 _GROUPS = 63
@@ -67,13 +67,14 @@ class Adaptation:
     def start_from_points(self, source: PhotoSource) -> bool:
         """Grow the octree of a fresh model to where the sparse points are; False if there are none."""
         model, points = self.model, source.points
-        if points is None or not points.num_points or model.num_nodes > 1 or not len(points.track_photos):
+        if points is None or not points.num_points or model.num_nodes > 1:
             return False
-        good = np.flatnonzero(points.track_lengths >= _MIN_TRACK)
+        seen = observers(points, source.cameras)
+        good = np.flatnonzero(seen.reliable)
+        if not len(good):
+            return False
         unit = model.root.to_unit(points.xyz)
-        wanted = point_wanted_levels(
-            points.xyz, points.track_offsets, points.track_photos, source.cameras, model.config.gsd_root
-        )
+        wanted = point_wanted_levels(points.xyz, seen.offsets, seen.photos, source.cameras, model.config.gsd_root)
         c = model.config
         octree = grow_from_points(
             unit[good], wanted[good] + c.lod_bias, c.max_depth, c.sparse_point_threshold, cells_per_edge=c.cells

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import numpy as np
-
 from infnerf_tiles.api.config import InfNeRFConfig
 from infnerf_tiles.api.rays import PhotoSource, photo_source
 from infnerf_tiles.arrays import Float64
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.geometry.bounds import finest_level, root_cube_from_cameras, root_cube_from_points
 from infnerf_tiles.geometry.node_id import RootCube
 
-_MIN_TRACK = 3
 _MIN_INSIDE = 0.5
 
 
@@ -36,11 +34,11 @@ def config_for_photos(dataset: Any, **changes: Any) -> InfNeRFConfig:
 
 
 def reliable_points(source: PhotoSource) -> Float64 | None:
-    """float64 [m, 3]: sparse points seen often enough; None without any."""
+    """float64 [m, 3]: sparse points that enough photos see; None without any."""
     points = source.points
     if points is None or not points.num_points:
         return None
-    seen = points.track_lengths >= _MIN_TRACK if len(points.track_photos) else np.ones(points.num_points, np.bool_)
+    seen = observers(points, source.cameras).reliable
     return points.xyz[seen] if seen.any() else None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import Bool, Int32, Int64, UInt8, check_shape
 from infnerf_tiles.data.agreement import points_of_model
-from infnerf_tiles.data.checks import camera_problem, clean_poses, fitted_camera, stored_camera
+from infnerf_tiles.data.checks import camera_problems, clean_poses, fitted_camera, stored_camera
 from infnerf_tiles.data.colmap import read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
 from infnerf_tiles.data.masks import find_masks
@@ -215,7 +215,7 @@ def _add_problems(
 
     Returns the listing with the cameras that the photos have as they are stored.
     """
-    of_camera = [camera_problem(camera, downscale) for camera in listing.cameras]
+    of_camera = camera_problems(listing.cameras, downscale)
     seen: set[str] = set()
     to_open: dict[int, Path] = {}
     for i, name in enumerate(listing.names):
@@ -239,7 +239,7 @@ def _add_problems(
         if isinstance(camera, str):
             return camera
         found = fitted_camera(to_open[i], masks[i], camera) if check_photos else stored_camera(to_open[i], camera)
-        return found if found is camera or isinstance(found, str) else camera_problem(found, downscale) or found
+        return found if found is camera or isinstance(found, str) else camera_problems([found], downscale)[0] or found
 
     # latency of the disk or network, not the processor, is what takes time here
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:

@@ -1,11 +1,11 @@
 """What the readers hand over: sparse points, rejected photos, and a pose file's content before it met the photos."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from infnerf_tiles.arrays import Float32, Float64, Int32, Int64, UInt8, check_shape
+from infnerf_tiles.arrays import Bool, Float32, Float64, Int32, Int64, UInt8, check_shape
 from infnerf_tiles.data.names import find_file
 from infnerf_tiles.geometry.camera import Camera
 
@@ -16,7 +16,8 @@ class Points:
 
     xyz: float64[m, 3], world. rgb: uint8[m, 3]. error: float32[m], mean reprojection error in pixels of the photos as
     stored, 0 where unknown. The photos of point i are track_photos[track_offsets[i]:track_offsets[i + 1]], rows of the
-    photo list (int32[k]; offsets int64[m + 1]); a file without tracks gives empty ones. ValueError if shapes disagree.
+    photo list (int32[k]; offsets int64[m + 1]); a file without tracks gives empty ones. untracked: bool[m], whether
+    a point came without a track; one whose photos have all gone since did not. ValueError if shapes disagree.
     """
 
     xyz: Float64
@@ -24,6 +25,7 @@ class Points:
     error: Float32
     track_offsets: Int64
     track_photos: Int32
+    untracked: Bool = field(init=False)
 
     def __post_init__(self) -> None:
         count = len(self.xyz)
@@ -32,6 +34,7 @@ class Points:
         check_shape("point error", self.error, (count,))
         check_shape("point track_offsets", self.track_offsets, (count + 1,))
         check_shape("point track_photos", self.track_photos, (int(self.track_offsets[-1]),))
+        object.__setattr__(self, "untracked", self.track_lengths == 0)
 
     @property
     def num_points(self) -> int:
@@ -54,16 +57,11 @@ class Points:
             return self
         photos = photo_of[self.track_photos].astype(np.int32)
         kept = photos >= 0
-        if kept.all():
-            return replace(self, track_photos=photos)
         before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
-        return Points(
-            xyz=self.xyz,
-            rgb=self.rgb,
-            error=self.error,
-            track_offsets=before[self.track_offsets],
-            track_photos=photos[kept],
-        )
+        offsets, photos = (before[self.track_offsets], photos[kept]) if not kept.all() else (self.track_offsets, photos)
+        found = replace(self, track_offsets=offsets, track_photos=photos)
+        object.__setattr__(found, "untracked", self.untracked)
+        return found
 
 
 @dataclass(frozen=True)

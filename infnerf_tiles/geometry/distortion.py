@@ -1,7 +1,7 @@
 """Lens distortion: the map from ideal to distorted image-plane coordinates (focal length 1), and its inverse."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.polynomial import polynomial
@@ -32,15 +32,7 @@ class Distortion:
     @cached_property
     def max_radius(self) -> float:
         """Radius up to which g grows strictly: its first turning point or pole, or the model's own limit."""
-        num, den = np.array(self.numerator), np.array(self.denominator)
-        s = np.array([0.0, 1.0])
-        # sign of g'(r) as a polynomial in s: (N + 2 s N') D − 2 s N D'
-        slope = polynomial.polysub(
-            polynomial.polymul(polynomial.polyadd(num, 2 * polynomial.polymul(s, polynomial.polyder(num))), den),
-            2 * polynomial.polymul(s, polynomial.polymul(num, polynomial.polyder(den))),
-        )
-        limit = np.pi if self.fisheye else _MAX_RADIUS
-        return float(np.sqrt(min([limit**2, *_positive_roots(slope), *_positive_roots(den)])))
+        return _max_radius(self.numerator, self.denominator, self.fisheye)
 
     @property
     def _is_radial(self) -> bool:
@@ -185,6 +177,19 @@ class Distortion:
             one_to_one = (xx * yy > cross * cross) & (np.hypot(x, y) < self.max_radius)
         ideal = np.where(one_to_one[:, None], np.stack([x, y], axis=1), 0.0)
         return ideal, np.where(one_to_one, np.hypot(du, dv), np.inf)
+
+
+@lru_cache(maxsize=1 << 12)  # photos with focal lengths of their own mostly share a distortion
+def _max_radius(numerator: tuple[float, ...], denominator: tuple[float, ...], fisheye: bool) -> float:
+    num, den = np.array(numerator), np.array(denominator)
+    s = np.array([0.0, 1.0])
+    # sign of g'(r) as a polynomial in s: (N + 2 s N') D − 2 s N D'
+    slope = polynomial.polysub(
+        polynomial.polymul(polynomial.polyadd(num, 2 * polynomial.polymul(s, polynomial.polyder(num))), den),
+        2 * polynomial.polymul(s, polynomial.polymul(num, polynomial.polyder(den))),
+    )
+    limit = np.pi if fisheye else _MAX_RADIUS
+    return float(np.sqrt(min([limit**2, *_positive_roots(slope), *_positive_roots(den)])))
 
 
 def _horner(coefficients: tuple[float, ...], s: Float64) -> tuple[Float64, Float64]:

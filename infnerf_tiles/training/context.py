@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from infnerf_tiles.arrays import Bool, UInt8
+from infnerf_tiles.arrays import Bool, Float64, UInt8
 from infnerf_tiles.data.colmap import model_folders
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
 from infnerf_tiles.errors import DatasetError
 from infnerf_tiles.field.appearance import Appearance
@@ -54,6 +55,14 @@ class Context:
     def gsd_finest(self) -> float:
         """GSD of the deepest level, world units."""
         return self.gsd_root / 2.0**self.store.header.max_level
+
+    @cached_property
+    def surface_points(self) -> Float64:
+        """float64 [k, 3], world: sparse points that enough photos see, likely ones where tracks are missing."""
+        points = self.photos.points
+        if points is None:
+            return np.empty((0, 3))
+        return points.xyz[observers(points, self.photos.cameras).reliable]
 
     def march(self, step: float) -> MarchSettings:
         """The training lattice with the given step C."""

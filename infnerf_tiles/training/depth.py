@@ -1,4 +1,7 @@
-"""Sparse points as depth targets: the ray from a camera to a point that it saw meets nothing before the point."""
+"""Sparse points as depth targets: the ray from a camera to a point that it saw meets nothing before the point.
+
+Only tracks say that. A likely observer of a point may well have something in front of it, which would be trained away.
+"""
 
 from dataclasses import dataclass
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from infnerf_tiles.arrays import Bool, Float64, Int32, Int64
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.geometry.node_id import ancestor_keys, key_levels
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.training.context import Context
@@ -81,20 +82,21 @@ def _luckiest(kept: list[Patches], luck: list[Float64], most: int) -> tuple[list
 
 
 class _Sightings:
-    """Which sparse points each photo saw."""
+    """Which sparse points each photo sees, likely ones included: they choose patches, and measure nothing."""
 
     def __init__(self, context: Context) -> None:
         points = context.photos.points
         self._owner = np.empty(0, np.int32)
         self._start = np.zeros(context.photos.num_photos + 1, np.int64)
-        if points is not None and len(points.track_photos):
-            order = np.argsort(points.track_photos, kind="stable")
-            self._owner = np.repeat(np.arange(points.num_points, dtype=np.int32), points.track_lengths)[order]
-            counts = np.bincount(points.track_photos, minlength=context.photos.num_photos)
+        if points is not None:
+            seen = observers(points, context.photos.cameras)
+            order = np.argsort(seen.photos, kind="stable")
+            self._owner = np.repeat(np.arange(points.num_points, dtype=np.int32), seen.lengths)[order]
+            counts = np.bincount(seen.photos, minlength=context.photos.num_photos)
             self._start = np.concatenate([[0], np.cumsum(counts)])
 
     def points(self, photo: int) -> Int32:
-        """Rows of the points that a photo saw."""
+        """Rows of the points that a photo sees."""
         return self._owner[self._start[photo] : self._start[photo + 1]]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from infnerf_tiles.arrays import Bool, Int64
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.geometry.node_id import NodeId, decode_keys, encode_keys, key_levels
 from infnerf_tiles.geometry.octree import Octree, inside_unit, unit_cells
 from infnerf_tiles.kernels import chosen_device
@@ -27,10 +28,10 @@ def sighted_treelets(context: Context, index: SceneIndex, photos: Int64, *, evid
     """int64, sorted root keys of the treelets with trained nodes that see training photos (int64[k] rows) anew.
 
     A treelet sees photos if a patch's worth of their rays ends in it by what the scene shows now, at its levels; or if
-    some of their sparse points lie in its cube (without tracks: if its cube is in the image), for the scene shows
-    nothing yet where only these photos look. The octree's root sees every photo. evidence: int64, rows of the points
-    that count. octree: as it is to become. Children count by themselves: a treelet is complete, whatever its ancestors
-    come to be.
+    some of their sparse points lie in its cube (without points that count: if its cube is in the image), for the scene
+    shows nothing yet where only these photos look. The octree's root sees every photo. evidence: int64, rows of the
+    points that count. octree: as it is to become. Children count by themselves: a treelet is complete, whatever its
+    ancestors come to be.
     """
     rows = np.unique(index.treelets[index.states == NodeState.TRAINED])
     roots = np.sort(index.root_keys[rows])
@@ -70,12 +71,13 @@ def _arena_above(context: Context, index: SceneIndex, band: int) -> Arena:
 def _by_points(context: Context, roots: Int64, photos: Int64, evidence: Int64) -> Int64:
     """Treelets in whose cubes the photos show points, finer than the levels above the treelet's."""
     points, cameras = context.photos.points, context.photos.cameras
-    if points is None or not len(points.track_photos):
+    if points is None or not len(evidence):
         return _by_cubes(context, roots, photos)
-    at = np.flatnonzero(np.isin(points.track_photos, photos))
-    owner = np.searchsorted(points.track_offsets, at, side="right") - 1
+    seen = observers(points, cameras)
+    at = np.flatnonzero(np.isin(seen.photos, photos))
+    owner = seen.owners(at)
     at, owner = at[np.isin(owner, evidence)], owner[np.isin(owner, evidence)]
-    photo = points.track_photos[at]
+    photo = seen.photos[at]
     distance = np.linalg.norm(points.xyz[owner] - cameras.centres[photo], axis=1)
     wanted = np.log2(context.gsd_root * cameras.focals[photo] / np.maximum(distance, 1e-9))
     wanted += context.settings.octree.lod_bias

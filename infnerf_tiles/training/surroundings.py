@@ -128,16 +128,15 @@ def start_occupancy(context: Context, state: TrainingState, filled: Bool) -> Boo
     """
     o = state.shape.occupancy_cells
     children = state.arena.children.cpu().numpy()
-    points = context.photos.points
+    points = context.surface_points
     known = np.zeros((len(state.keys), o, o, o), np.bool_)
-    if points is not None and points.num_points:
-        reliable = points.xyz[points.track_lengths >= 3] if len(points.track_photos) else points.xyz
-        unit = context.store.header.root.to_unit(reliable)
+    if len(points):
+        unit = context.store.header.root.to_unit(points)
         unit = unit[((unit >= 0) & (unit < 1)).all(axis=1)]
         known = cells_of_points(unit, state.level, children, root=state.arena.root, occupancy_cells=o)
     cells = known[: state.num_own].copy()
     all_bits = state.occupancy.cpu().numpy()
-    have_points = points is not None and points.num_points > 0
+    have_points = len(points) > 0
     order = np.argsort(state.level[: state.num_own], kind="stable")
     slot_of = {int(k): s for s, k in enumerate(state.keys) if k >= 0}
     half = o // 2

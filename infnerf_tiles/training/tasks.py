@@ -206,7 +206,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         cells = start_occupancy(context, state, filled)
         # trained before, now again for photos that have come since
         again = index.states[index.treelets == row] == NodeState.TRAINED
-        if context.photos.points is None:  # then nothing tells where those see something
+        if not len(context.surface_points):  # then nothing tells where those see something
             cells |= again[:, None, None, None]
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
         seed = (s.training.seed, top.key)

@@ -24,6 +24,8 @@ from capture_files import (
     write_png,
 )
 
+from infnerf_tiles.arrays import Float64
+from infnerf_tiles.data.checks import clean_poses
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.photos import PhotoCache
 from infnerf_tiles.errors import DatasetError, SettingsError
@@ -208,6 +210,41 @@ def test_bad_poses_are_rejected_and_rounded_ones_repaired(tmp_path: Path) -> Non
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-14)
     np.testing.assert_allclose(rotation, poses[4, :, :3], atol=2e-3)
     np.testing.assert_array_equal(photos.cameras.camera_to_world[1], poses[5])
+
+
+def _posed(centres: Float64) -> Float64:
+    """Poses without a turn at float64[n, 3] centres."""
+    return np.concatenate([np.tile(np.eye(3), (len(centres), 1, 1)), centres[:, :, None]], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1e300, "a coordinate of 1e+300"),
+        (-1e155, "coordinate"),
+        (1e9, "away from the middle of all photos, nine in ten are within"),
+    ],
+)
+@pytest.mark.parametrize("count", [3, 12, 200])
+@pytest.mark.parametrize("offset", [0.0, 5.7e6])
+def test_a_position_out_of_this_world_is_rejected_and_no_other(
+    value: float, told: str, count: int, offset: float
+) -> None:
+    centres = np.random.default_rng(count).uniform(-3.0, 3.0, (count, 3)) + offset
+    centres[1, 2] = value
+    problems = clean_poses(_posed(centres))[1]
+    assert told in str(problems[1])
+    assert [i for i, problem in enumerate(problems) if problem] == [1]
+
+
+def test_positions_of_one_place_or_of_a_line_are_no_reason() -> None:
+    rng = np.random.default_rng(0)
+    tripod = np.tile(np.array([5e5, 5.7e6, 100.0]), (40, 1))
+    tripod[:2] += rng.uniform(5.0, 10.0, (2, 3))
+    trembling = tripod + rng.uniform(-1e-9, 1e-9, (40, 3))
+    road = np.stack([np.geomspace(0.01, 1e5, 60), np.zeros(60), np.zeros(60)], axis=1)
+    for centres in (tripod, trembling, road, road[:1], road[:2], road[:0]):
+        assert not any(clean_poses(_posed(centres))[1])
 
 
 @pytest.mark.parametrize("quaternion", ["nan 0 0 0", "0 0 0 0", "inf 0 0 1"])

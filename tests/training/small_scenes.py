@@ -14,6 +14,7 @@ from torch import Tensor
 from infnerf_tiles.arrays import AnyArray, Float64, Int64, UInt8
 from infnerf_tiles.data.colmap import write_colmap
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
+from infnerf_tiles.data.records import points_without_tracks
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
 from infnerf_tiles.field.decoder import Decoder, decoder_shape
@@ -99,6 +100,12 @@ def without_points(data: Path, folder: Path) -> Path:
         )  # fmt: skip
     (folder / "transforms.json").write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}))
     return folder
+
+
+def untracked(photos: PosedPhotos) -> PosedPhotos:
+    """The same photos and points; nothing says who saw a point."""
+    assert photos.points is not None
+    return replace(photos, points=points_without_tracks(photos.points.xyz, photos.points.rgb))
 
 
 def some_photos(
