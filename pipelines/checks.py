@@ -9,6 +9,7 @@ import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities
 from infnerf_tiles.pipelines.partition import reliable_points
 from infnerf_tiles.pipelines.recovery import take_up_finished
+from infnerf_tiles.pipelines.sameness import check_common
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.data.dataset import PosedPhotos
@@ -29,6 +30,10 @@ from infnerf_tiles.training.sightings import sighted_treelets
 from infnerf_tiles.training.tasks import inputs_fingerprint, settings_fingerprint
 
 _log = logging.getLogger(__name__)
+_OTHER_POSES = (
+    "a scene keeps the poses that it was built with: put them back, or build again; to add photos, register them with "
+    "these held fixed and take them in with 'build --add'"
+)
 
 
 def checked_context(
@@ -36,6 +41,7 @@ def checked_context(
 ) -> Context:
     """The scene with its photos, in its order. DatasetError unless `photos` are those that it was built with.
 
+    Poses and intrinsics are the scene's own; those of `photos` may differ by a pixel, beyond that they are refused.
     A photo whose file is not the one of then was changed; that alone can be accepted: the treelets that see it are to
     be trained again. By default only files with another size or time are read; one that was changed without either is
     found out when it is decoded. With `accept_changes` all are read.
@@ -53,6 +59,8 @@ def checked_context(
             f"{photos.root}: expected the {len(stored.names)} photos that the scene was built with, got "
             f"{len(new)} more: {', '.join(new[:3])}; add them with 'build --add', or take them away"
         )
+    header = store.header
+    check_common(photos, stored, header.root.edge / header.cells / 2.0**header.max_level, advice=_OTHER_POSES)
     then = store.read_files()
     photos = in_scene_order(photos, stored, then)
     if then is None:
