@@ -18,13 +18,13 @@ from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.store.bundle import drop_bundle
-from infnerf_tiles.store.index import TreeletState, plan_again
-from infnerf_tiles.store.journal import drop_record, read_all, read_record
+from infnerf_tiles.store.index import TreeletState
+from infnerf_tiles.store.journal import read_all, read_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.stored_cameras import StoredCameras, StoredFiles
 from infnerf_tiles.training.context import Context, in_scene_order
 from infnerf_tiles.training.inputs import Inputs, scene_inputs, scene_settings, stored_settings
+from infnerf_tiles.training.redo import redo as redo_treelets
 from infnerf_tiles.training.renewal import Renewal, renew
 from infnerf_tiles.training.sightings import sighted_treelets
 from infnerf_tiles.training.tasks import inputs_fingerprint, settings_fingerprint
@@ -190,12 +190,6 @@ def plan_redo(store: SceneStore, redo: str) -> None:
     top = NodeId.parse(redo)
     if top.key not in index.root_keys:
         raise SettingsError(f"--redo {redo}: expected the root of a treelet (see 'info'), got another node")
-    rows = []
-    for row, key in enumerate(index.root_keys.tolist()):
-        node = NodeId.from_key(key)
-        if node.level >= top.level and node.ancestor(top.level) == top:
-            rows.append(row)
-            drop_record(store, str(node))
-    store.commit(plan_again(index, np.array(rows)))
-    if top.level == 0:
-        drop_bundle(store.data, "decoder")  # a scene without a decoder begins with the seed stage
+    nodes = [NodeId.from_key(key) for key in index.root_keys.tolist()]
+    below = [node.key for node in nodes if node.level >= top.level and node.ancestor(top.level) == top]
+    redo_treelets(store, np.array(below, np.int64))
