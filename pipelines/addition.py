@@ -27,6 +27,7 @@ from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.stored_cameras import StoredCameras, StoredFiles
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings, stored_settings
+from infnerf_tiles.training.redo import finish_redo
 from infnerf_tiles.training.renewal import Renewal, finish_renewal, renew
 from infnerf_tiles.training.seed_result import take_up_seed_result
 from infnerf_tiles.training.sightings import sighted_treelets
@@ -84,6 +85,7 @@ def add_photos(
     (more nodes than octree.max_nodes), StoreError (no scene, or another process is changing it).
     """
     with SceneStore.open(scene, "r+") as store, store.exclusive():
+        finish_redo(store)
         finish_renewal(store)
         if not store.has_small("decoder"):
             take_up_seed_result(store)

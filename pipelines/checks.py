@@ -9,6 +9,7 @@ import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities
 from infnerf_tiles.pipelines.partition import reliable_points
 from infnerf_tiles.pipelines.recovery import take_up_finished
+from infnerf_tiles.pipelines.sameness import check_common
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.data.dataset import PosedPhotos
@@ -17,18 +18,22 @@ from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.store.bundle import drop_bundle
-from infnerf_tiles.store.index import TreeletState, plan_again
-from infnerf_tiles.store.journal import drop_record, read_all, read_record
+from infnerf_tiles.store.index import TreeletState
+from infnerf_tiles.store.journal import read_all, read_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.stored_cameras import StoredCameras, StoredFiles
 from infnerf_tiles.training.context import Context, in_scene_order
 from infnerf_tiles.training.inputs import Inputs, scene_inputs, scene_settings, stored_settings
+from infnerf_tiles.training.redo import redo as redo_treelets
 from infnerf_tiles.training.renewal import Renewal, renew
 from infnerf_tiles.training.sightings import sighted_treelets
 from infnerf_tiles.training.tasks import inputs_fingerprint, settings_fingerprint
 
 _log = logging.getLogger(__name__)
+_OTHER_POSES = (
+    "a scene keeps the poses that it was built with: put them back, or build again; to add photos, register them with "
+    "these held fixed and take them in with 'build --add'"
+)
 
 
 def checked_context(
@@ -36,6 +41,7 @@ def checked_context(
 ) -> Context:
     """The scene with its photos, in its order. DatasetError unless `photos` are those that it was built with.
 
+    Poses and intrinsics are the scene's own; those of `photos` may differ by a pixel, beyond that they are refused.
     A photo whose file is not the one of then was changed; that alone can be accepted: the treelets that see it are to
     be trained again. By default only files with another size or time are read; one that was changed without either is
     found out when it is decoded. With `accept_changes` all are read.
@@ -53,6 +59,8 @@ def checked_context(
             f"{photos.root}: expected the {len(stored.names)} photos that the scene was built with, got "
             f"{len(new)} more: {', '.join(new[:3])}; add them with 'build --add', or take them away"
         )
+    header = store.header
+    check_common(photos, stored, header.root.edge / header.cells / 2.0**header.max_level, advice=_OTHER_POSES)
     then = store.read_files()
     photos = in_scene_order(photos, stored, then)
     if then is None:
@@ -182,12 +190,6 @@ def plan_redo(store: SceneStore, redo: str) -> None:
     top = NodeId.parse(redo)
     if top.key not in index.root_keys:
         raise SettingsError(f"--redo {redo}: expected the root of a treelet (see 'info'), got another node")
-    rows = []
-    for row, key in enumerate(index.root_keys.tolist()):
-        node = NodeId.from_key(key)
-        if node.level >= top.level and node.ancestor(top.level) == top:
-            rows.append(row)
-            drop_record(store, str(node))
-    store.commit(plan_again(index, np.array(rows)))
-    if top.level == 0:
-        drop_bundle(store.data, "decoder")  # a scene without a decoder begins with the seed stage
+    nodes = [NodeId.from_key(key) for key in index.root_keys.tolist()]
+    below = [node.key for node in nodes if node.level >= top.level and node.ancestor(top.level) == top]
+    redo_treelets(store, np.array(below, np.int64))

@@ -14,6 +14,7 @@ from infnerf_tiles.store.stored_cameras import StoredCameras
 
 POSE_TOLERANCE = 1.0
 """Most pixels by which what a photo shows may move: those of its turn and intrinsics, and its shift in finest GSDs."""
+_HELD = "register the new photos with the former ones held fixed, or build again"
 _NUM_SHOWN = 3
 _FEWEST = 3  # photos that fix a similarity
 _ALIKE = 0.1  # residual of a similarity, relative to how far the photos moved
@@ -29,10 +30,11 @@ class _Similarity:
     """Root mean square, world units."""
 
 
-def check_common(photos: PosedPhotos, stored: StoredCameras, gsd_finest: float) -> None:
+def check_common(photos: PosedPhotos, stored: StoredCameras, gsd_finest: float, *, advice: str = _HELD) -> None:
     """DatasetError unless all stored photos are among `photos`, with the same poses and intrinsics.
 
     gsd_finest: GSD of the scene's deepest level, world units. Says what differs; if all photos moved together, how.
+    advice: what to do about poses that differ.
     """
     row_of = {name: row for row, name in enumerate(photos.names)}
     if gone := [name for name in stored.names if name not in row_of]:
@@ -44,6 +46,8 @@ def check_common(photos: PosedPhotos, stored: StoredCameras, gsd_finest: float) 
         )
     now = photos.cameras.subset(np.array([row_of[name] for name in stored.names], np.int64))
     _check_sizes(photos, stored, now)
+    if _equal(stored.cameras, now):
+        return
     moved = moved_pixels(stored.cameras, now, gsd_finest)
     far = np.flatnonzero(~(moved <= POSE_TOLERANCE))
     if not len(far):
@@ -61,8 +65,7 @@ def check_common(photos: PosedPhotos, stored: StoredCameras, gsd_finest: float) 
             )
     raise DatasetError(
         f"{photos.root}: expected the photos' poses as the scene was built with, to {POSE_TOLERANCE:g} pixel, "
-        f"{len(far)} of {len(moved)} moved: {shown}{together}; register the new photos with the former ones held "
-        "fixed, or build again"
+        f"{len(far)} of {len(moved)} moved: {shown}{together}; {advice}"
     )
 
 
@@ -100,6 +103,15 @@ def moved_pixels(then: PosedCameras, now: PosedCameras, gsd_finest: float) -> Fl
     shift = np.linalg.norm(now.centres - then.centres, axis=1)
     result: Float64 = turn * then.focals + shift / gsd_finest
     return result
+
+
+def _equal(then: PosedCameras, now: PosedCameras) -> bool:
+    then = then.subset(np.arange(then.num_photos))
+    return (
+        then.cameras == now.cameras
+        and np.array_equal(then.camera_index, now.camera_index)
+        and np.array_equal(then.camera_to_world, now.camera_to_world)
+    )
 
 
 def _check_sizes(photos: PosedPhotos, stored: StoredCameras, now: PosedCameras) -> None:

@@ -30,6 +30,7 @@ from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.context import Context, scene_dataset
 from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings
 from infnerf_tiles.training.pixel_store import drop_all_pixels
+from infnerf_tiles.training.redo import finish_redo
 from infnerf_tiles.training.renewal import finish_renewal
 from infnerf_tiles.training.seed_result import take_up_seed_result
 from infnerf_tiles.training.tasks import (
@@ -105,7 +106,7 @@ def train(
     place = place or Workplace(threads=threads)
     summary, budgets = Tally(), budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
-        if finish_renewal(store):
+        if any([finish_redo(store), finish_renewal(store)]):
             forget_capacities(store)
         inputs = scene_inputs(store.header)
         task = TrainTask(

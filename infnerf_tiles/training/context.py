@@ -131,7 +131,8 @@ def scene_dataset(settings: Settings, folder: Path, images: Path | None = None) 
 
 
 def in_scene_order(photos: PosedPhotos, stored: StoredCameras, files: StoredFiles | None) -> PosedPhotos:
-    """The photos that a scene was built with: its order, its split, its files. DatasetError if one is not listed."""
+    """The photos that a scene was built with: its order, its split, its files, its very cameras, whatever the pose
+    files have come to say. DatasetError if one is not listed."""
     row_of = {name: row for row, name in enumerate(photos.names)}
     if gone := [name for name in stored.names if name not in row_of]:
         raise DatasetError(
@@ -139,7 +140,10 @@ def in_scene_order(photos: PosedPhotos, stored: StoredCameras, files: StoredFile
             f"not listed any more: {', '.join(gone[:3])}; put them back, or build again"
         )
     rows = np.array([row_of[name] for name in stored.names], np.int64)
-    return replace(photos.select(rows, stored.is_test), digests=None if files is None else files.digest)
+    # without intrinsics that no photo has, as a selection from the pose files has them
+    cameras = stored.cameras.subset(np.arange(len(rows)))
+    digests = None if files is None else files.digest
+    return replace(photos.select(rows, stored.is_test), cameras=cameras, digests=digests)
 
 
 def scene_photos(store: SceneStore, settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:

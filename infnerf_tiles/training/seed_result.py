@@ -90,3 +90,8 @@ def take_up_seed_result(store: SceneStore) -> bool:
         store.write_small(group, {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})  # type: ignore[arg-type]
     drop_bundle(store.data, _PATH)
     return True
+
+
+def drop_seed_result(store: SceneStore) -> None:
+    """Forget a finished seed stage that is not part of the scene yet."""
+    drop_bundle(store.data, _PATH)

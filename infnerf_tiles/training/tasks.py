@@ -7,7 +7,7 @@ numbers, so that a pipeline can call it here, in another process or on another m
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,7 +172,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
             can_go_below=False,
         )  # fmt: skip
         trainer = _trainer(context, frame, state, shared, pixels, rays, warm=False)
-        _run(context, trainer, "seed", progress)
+        _run(context, trainer, "seed", progress, {})
         trained = finish(trainer, s.training.occupancy_threshold, np.empty(0, np.int64))
         slots = SeedSlots(nodes=range(*task.slots), bases=range(task.base_slot, task.base_slot + capacity + 1))
         write_seed_result(store, trained, trainer, slots)
@@ -226,7 +226,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
             settings_fingerprint=settings_fingerprint(s), inputs_fingerprint=inputs_fingerprint(context),
         )  # fmt: skip
         try:
-            _run(context, trainer, str(top), progress)
+            _run(context, trainer, str(top), progress, _stands_on(index, top, trainer.shared))
             trained = finish(trainer, s.training.occupancy_threshold, _held(index, row))
             # what it asks for below itself counts as its growth
             wanted = trained.want_children[: max(capacity - len(trained.keys), 0)]
@@ -279,11 +279,21 @@ def _trainer(
     )
 
 
-def _run(context: Context, trainer: Trainer, name: str, progress: Progress | None) -> None:
-    """Run to the end from the last checkpoint, if there is one of this very stage; keep new ones on the way."""
+def _run(
+    context: Context, trainer: Trainer, name: str, progress: Progress | None, stands_on: Mapping[str, str | int]
+) -> None:
+    """Run to the end from the last checkpoint, if there is one of this very stage; keep new ones on the way.
+
+    stands_on: what this training takes as given, by which a checkpoint that stands on something else is known.
+    """
     store, settings = context.store, context.settings.training
     treelet = str(trainer.state.top)
-    stage = {"stage": name, "settings": settings_fingerprint(context.settings), "inputs": inputs_fingerprint(context)}
+    stage = {
+        "stage": name,
+        "settings": settings_fingerprint(context.settings),
+        "inputs": inputs_fingerprint(context),
+        **stands_on,
+    }
     found = read_checkpoint(store, treelet)
     if found is not None and all(found.meta.get(k) == v for k, v in stage.items()):
         try:
@@ -310,6 +320,19 @@ def _run(context: Context, trainer: Trainer, name: str, progress: Progress | Non
     if not pixels_missing:
         trainer.pixels.seek(trainer.progress)
         trainer.run(on_step)
+
+
+def _stands_on(index: SceneIndex, top: NodeId, shared: Shared) -> dict[str, str | int]:
+    """The decoder that a treelet is trained with and the base slot of its parent, which no other training ever has."""
+    digest = hashlib.sha256()
+    for name, array in sorted(shared.decoder.to_arrays().items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    above = -1
+    if top.level:
+        parent = index.treelets[np.searchsorted(index.keys, top.parent.key)]
+        above = int(index.base_slots[parent])
+    return {"decoder": digest.hexdigest(), "parent": above}
 
 
 def _held(index: SceneIndex, row: int) -> Int64:
