@@ -210,6 +210,7 @@ def train(
             say=terminal.say,
         )
     terminal.result({"scene": scene, **summary.to_json(), "reports": _reports(summary)}, *_train_tables(summary))
+    tell_rejected(terminal, tuple((photo.name, photo.reason) for photo in summary.unusable))
     for reason in summary.failed:
         terminal.error(f"treelet {reason}")
     if summary.failed:
@@ -231,6 +232,7 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
         "treelets trained": summary.treelets,
         "trained before": summary.skipped,
         "failed": len(summary.failed),
+        **({"photos left out, undecodable": len(summary.unusable)} if summary.unusable else {}),
         "nodes in all": summary.nodes,
         "rays": summary.rays,
         "samples": summary.samples,

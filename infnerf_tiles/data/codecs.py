@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from infnerf_tiles.arrays import AnyArray, Bool, UInt8
 from infnerf_tiles.data.pyramid import reduce_box, reduce_mask
-from infnerf_tiles.errors import PhotoError
+from infnerf_tiles.errors import DamagedPhotoError, PhotoError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ _HARMLESS_JPEG_WARNINGS = (
     "Unknown Adobe color transform",
     "Inconsistent progression sequence",
 )
+_NO_MEMORY = "nsufficient memory"  # libjpeg's words
 _TIFF_EXTENTS = ((273, 279), (324, 325))  # strip and tile offsets with their byte counts
 
 _limit_lock = threading.Lock()
@@ -91,8 +92,8 @@ def decode_photo(path: Path, downscale: int = 1) -> DecodedPhoto:
     """The photo box-filtered by an integer factor.
 
     Grey is repeated, 16-bit keeps its high byte, CMYK is converted, alpha is composited over white; `mask` then marks
-    the pixels that were fully opaque. PhotoError if the file is missing, truncated, damaged or smaller than
-    `downscale`.
+    the pixels that were fully opaque. DamagedPhotoError if the file is truncated or damaged, PhotoError if it is
+    missing or smaller than `downscale`.
     """
     pixels = _decode(path)
     _check_factor(path, pixels, downscale)
@@ -145,7 +146,9 @@ def _decode(path: Path) -> UInt8:
     elif image.dtype == np.bool_:
         image = image.astype(np.uint8) * np.uint8(255)
     elif image.dtype != np.uint8:
-        raise PhotoError(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}; export it as 8 or 16 bit")
+        raise DamagedPhotoError(
+            f"{path}: expected 8 or 16 bits per channel, got {image.dtype}; export it as 8 or 16 bit"
+        )
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.shape[2] == 2:
@@ -162,13 +165,13 @@ def _load(path: Path) -> AnyArray:
     except OSError as error:
         raise _unreadable(path, error) from error
     if not head:
-        raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+        raise DamagedPhotoError(f"{path}: expected a photo, got an empty file; copy it again")
     try:
         return _load_jpeg(path, data) if data else _load_other(path)
-    except PhotoError:
+    except (PhotoError, MemoryError):
         raise
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
-        raise _damaged(path, error) from error
+        raise _failure(path, error) from error
 
 
 def _load_jpeg(path: Path, data: bytes) -> UInt8:
@@ -181,6 +184,8 @@ def _load_jpeg(path: Path, data: bytes) -> UInt8:
     try:
         pixels: UInt8 = simplejpeg.decode_jpeg(data, colorspace=colourspace)
     except ValueError as error:
+        if _NO_MEMORY in str(error):
+            raise MemoryError(f"{path}: {error}") from error
         # Only the first warning is reported, so a harmless one may hide that the file stops short.
         if not any(text in str(error) for text in _HARMLESS_JPEG_WARNINGS) or not _ends_with_eoi(data):
             raise _damaged(path, error) from error
@@ -204,7 +209,7 @@ def _load_other(path: Path) -> AnyArray:
         pixels = np.asarray(_in_known_mode(image))
     pixels = _TURN_BACK.get(turned, np.asarray)(pixels)
     if pixels.shape[:2] != (height, width):
-        raise PhotoError(f"{path}: expected {width}x{height} pixels by its header, got {pixels.shape[1::-1]}")
+        raise DamagedPhotoError(f"{path}: expected {width}x{height} pixels by its header, got {pixels.shape[1::-1]}")
     return np.ascontiguousarray(pixels)
 
 
@@ -257,10 +262,8 @@ def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
                 size, is_whole = _inspect_other(path)
     except PhotoError:
         raise
-    except Exception as error:  # as in _load; only an error of the system has a number, Pillow's own ones have none
-        if isinstance(error, OSError) and error.errno is not None:
-            raise _unreadable(path, error) from error
-        raise _damaged(path, error) from error
+    except Exception as error:  # as in _load
+        raise _failure(path, error) from error
     width, height = size
     _check_pixels(path, width, height)
     if check_whole and not is_whole:
@@ -306,7 +309,9 @@ def _ends_with_eoi(data: bytes) -> bool:
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise PhotoError(f"{path}: expected 1 to {MAX_PIXELS} pixels, got {width}x{height}; the header is damaged")
+        raise DamagedPhotoError(
+            f"{path}: expected 1 to {MAX_PIXELS} pixels, got {width}x{height}; the header is damaged"
+        )
 
 
 def _unreadable(path: Path, error: OSError) -> PhotoError:
@@ -314,8 +319,13 @@ def _unreadable(path: Path, error: OSError) -> PhotoError:
     return PhotoError(f"{path}: expected a readable JPEG, PNG, TIFF, WebP or BMP file, got: {why}")
 
 
-def _damaged(path: Path, error: Exception) -> PhotoError:
-    return PhotoError(
+def _failure(path: Path, error: Exception) -> PhotoError:
+    """Only an error of the system has a number, Pillow's own ones have none."""
+    return _unreadable(path, error) if isinstance(error, OSError) and error.errno is not None else _damaged(path, error)
+
+
+def _damaged(path: Path, error: Exception) -> DamagedPhotoError:
+    return DamagedPhotoError(
         f"{path}: expected a whole JPEG, PNG, TIFF, WebP or BMP file, got a damaged or truncated one ({error}); "
         "copy or export it again"
     )

@@ -9,12 +9,12 @@ from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.linking import link
 from infnerf_tiles.geometry.node_id import NodeId, child_keys, key_levels, parent_keys
-from infnerf_tiles.geometry.octree import Octree
+from infnerf_tiles.geometry.octree import Octree, cut
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord
-from infnerf_tiles.training.merge import with_record, with_warm_rows
+from infnerf_tiles.training.merge import with_record, with_records, with_warm_rows
 from infnerf_tiles.training.result import TrainedTreelet, finish, prune
 from infnerf_tiles.training.seed import seed_nodes
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
@@ -213,6 +213,31 @@ def test_a_record_prunes_grows_and_stays_valid(rng: np.random.Generator) -> None
     # and the same record once more changes nothing
     again = with_record(after, record("L0/0-0-0", trained, want_children=wanted), BANDS)
     assert again.same_as(after)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_records_at_once_are_as_one_after_the_other(seed: int) -> None:
+    """Rows of new treelets in the same order, whatever was pruned, grown or failed."""
+    rng, bands = np.random.default_rng(seed), (0, 1, 2)
+    level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
+    index = SceneIndex.planned(cut(Octree.from_keys(rng.choice(level3, 30, replace=False)), bands))
+    records = []
+    for n, row in enumerate(rng.permutation(np.flatnonzero(index.bands <= 1)).tolist()):
+        root = index.root_keys[row : row + 1]
+        new = rng.choice(child_keys(root)[0], 5, replace=False)
+        status = TreeletState.FAILED if n % 4 == 3 else TreeletState.TRAINED
+        keys = root if status == TreeletState.TRAINED else NOTHING
+        rows = {"slots": np.full(len(keys), 100 + n, np.int32), "lambda_max": np.full(len(keys), n, np.float32)}
+        name = str(NodeId.from_key(int(root[0])))
+        records.append(record(name, keys, status=status, want_children=np.sort(new), base_slot=n, **rows))
+    expected = index
+    for one in records:
+        expected = with_record(expected, one, bands)
+    assert expected.num_treelets > index.num_treelets
+    found = with_records(index, records, bands)
+    assert found.same_as(expected)
+    found.check(next_slot=1000, next_treelet_slot=1000, num_bands=3, max_level=3)
+    assert with_records(index, [], bands).same_as(index)
 
 
 def test_a_failed_record_changes_the_state_alone(rng: np.random.Generator) -> None:
