@@ -8,12 +8,13 @@ from training.small_scenes import SHAPE, ball_keys, ball_trainer, frame
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.linking import link
-from infnerf_tiles.geometry.node_id import NodeId, child_keys, key_levels, parent_keys
+from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, child_keys, key_levels, parent_keys
 from infnerf_tiles.geometry.octree import Octree, cut
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord
+from infnerf_tiles.training import seed
 from infnerf_tiles.training.merge import with_record, with_records, with_warm_rows
 from infnerf_tiles.training.result import TrainedTreelet, finish, prune
 from infnerf_tiles.training.seed import seed_nodes
@@ -273,3 +274,38 @@ def test_seed_nodes_fit_the_budget_and_have_their_parents(rng: np.random.Generat
         assert sum(whole) >= 1
         assert key_levels(chosen).max() == 3
         assert not np.array_equal(chosen, seed_nodes(keys, BANDS, budget, 6))
+
+
+def _one_region_after_the_other(keys: Int64, bands: tuple[int, ...], budget: int, seed: int) -> Int64:
+    """The slow twin of `seed_nodes`: looks at all nodes for every region, and at every region."""
+    levels, top = key_levels(keys), bands[-1]
+    chosen = np.zeros(1, np.int64)
+    for level in range(1, int(levels.max()) + 1):
+        if (levels <= level).sum() > 0.25 * budget:
+            break
+        chosen = keys[levels <= level]
+    deep = keys[levels >= top]
+    roots = ancestor_keys(deep, np.full(len(deep), top))
+    for root in np.random.default_rng((seed, 2)).permutation(np.unique(roots)).tolist():
+        chain = [int(ancestor_keys(np.array([root]), np.array([k]))[0]) for k in range(top)]
+        grown = np.unique(np.concatenate([chosen, deep[roots == root], np.array(chain, np.int64)]))
+        chosen = grown if len(grown) <= budget else chosen
+    return chosen
+
+
+@pytest.mark.parametrize("bands", [(0,), (0, 1), (0, 2), (0, 3), (0, 1, 2)])
+def test_seed_nodes_are_those_of_the_slow_twin(rng: np.random.Generator, bands: tuple[int, ...]) -> None:
+    level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
+    keys = Octree.from_keys(rng.choice(level3, 150, replace=False)).keys
+    for draw, budget in enumerate([1, 2, 9, 17, 33, 40, 80, 120, len(keys) - 1]):
+        expected = _one_region_after_the_other(keys, bands, budget, draw)
+        assert np.array_equal(seed_nodes(keys, bands, budget, draw), expected)
+
+
+def test_seed_nodes_look_at_each_region_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many regions there are, the work on keys is in a few passes."""
+    level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
+    keys, calls = Octree.from_keys(level3).keys, []
+    monkeypatch.setattr(seed, "ancestor_keys", lambda *args: calls.append(1) or ancestor_keys(*args))  # type: ignore[func-returns-value]
+    assert 380 < len(seed_nodes(keys, (0, 2), 400, 0)) <= 400
+    assert len(calls) == 3  # region roots, and their ancestors of two levels
