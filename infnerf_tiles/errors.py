@@ -6,6 +6,7 @@ InfnerfError                     exit code 1
 │   ├── DatasetError                         the folder as a whole
 │   ├── CameraError                          one camera or one pose
 │   └── PhotoError                           one photo or mask
+│       └── DamagedPhotoError                its contents are no whole picture, whoever decodes it
 ├── BudgetError (RuntimeError)            4  it does not fit the memory or disk that it was given
 │   └── StorageFullError (OSError)           the disk is full
 ├── StoreError (RuntimeError)             5  the scene cannot be used as it is
@@ -49,6 +50,13 @@ class CameraError(DataError):
 
 class PhotoError(DataError):
     """A photo or a mask cannot be decoded or does not match its camera."""
+
+
+class DamagedPhotoError(PhotoError):
+    """A file was read as a whole, but its contents are no usable photo or mask: it fails the same wherever it is tried.
+
+    A file that is gone, was changed or cannot be read just now is a plain PhotoError.
+    """
 
 
 class BudgetError(InfnerfError, RuntimeError):

@@ -133,8 +133,7 @@ class TrainingSettings(_Section):
     loss: Literal["huber", "mse"] = "huber"
     """Shape of the colour loss."""
     checkpoint_seconds: float = Field(default=60.0, gt=0.0)
-    """Seconds between the states kept of a treelet in training; a kill loses at most this much of it. Where keeping one
-    takes long, 20 times as long as that."""
+    """Least seconds between the states kept of a treelet in training; they take a twentieth of the time at most."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training computes; auto takes a CUDA device where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -12,7 +12,7 @@ import numpy as np
 from infnerf_tiles.pipelines.cluster import Executor
 
 from infnerf_tiles.arrays import Bool, Float64, UInt8
-from infnerf_tiles.errors import PhotoError
+from infnerf_tiles.errors import DamagedPhotoError, PhotoError
 from infnerf_tiles.metrics import fit_affine
 from infnerf_tiles.rendering.accounts import smallest_working_set
 from infnerf_tiles.rendering.renderer import Renderer
@@ -111,6 +111,8 @@ def fit_photos(context: Context, photos: Sequence[int], *, threads: int | None =
 def _fit(context: Context, renderer: Renderer, photo: int) -> Float64 | None:
     try:
         levels = context.read_pyramid(photo)
+    except DamagedPhotoError:  # whoever needs its pixels says so
+        return None
     except PhotoError as error:
         _log.warning("appearance: %s", error)
         return None

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from infnerf_tiles.pipelines.allowance import capacities, forget_capacities
 from infnerf_tiles.pipelines.cluster import Executor, Outcome
+from infnerf_tiles.pipelines.commits import Commits
+from infnerf_tiles.pipelines.unusable import UnusablePhotos
 
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import BudgetError, TrainingError
@@ -33,6 +35,7 @@ _ASSIGNMENTS_EACH = 4
 class Tally:
     """What has happened so far in a whole training."""
 
+    unusable: UnusablePhotos
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
     reports: list[TrainReport] = field(default_factory=list)
@@ -94,17 +97,16 @@ class BandTraining:
         *,
         executor: Executor,
         stop: Callable[[], bool],
-        commit: Callable[[str], object],
         scratch: int,
         tally: Tally,
     ) -> None:
-        """todo: rows of the treelets. commit: makes a trained treelet part of the scene. scratch: bytes."""
+        """todo: rows of the treelets. scratch: bytes."""
         self._context, self._task, self._index, self._band = context, task, index, band
         self._todo: Int64 = np.sort(index.root_keys[todo])
         # of all treelets of the band, whatever is trained already: what one gets depends on what the others get
         self._roots: Int64 = np.sort(index.root_keys[index.bands == band])
         self._capacity = capacities(context.store, index, band)
-        self._executor, self._stop, self._commit = executor, stop, commit
+        self._executor, self._stop, self._commits = executor, stop, Commits(context.store)
         self._scratch, self._tally = scratch, tally
         self._chunks = chunk_photos(context.photos.cameras, context.training_photos)
         self._counts: dict[int, dict[int, int]] = {}  # chunk -> root key -> patches
@@ -126,11 +128,14 @@ class BandTraining:
             for key, count in counts.items():
                 total[key] = total.get(key, 0) + count
         waves = deque(cut_waves(self._todo.tolist(), total, self._scratch))
-        while True:
-            self._hand_in(waves)
-            if not self._outstanding or (self._stopped and not self._running):
-                break
-            self._take(self._executor.next())
+        try:
+            while True:
+                self._hand_in(waves)
+                if not self._outstanding or (self._stopped and not self._running):
+                    break
+                self._take(self._executor.next())
+        finally:
+            self._commits.flush()
         if not self._stopped:
             drop_assignments(self._context.store, self._band)
             forget_capacities(self._context.store, self._band)
@@ -186,6 +191,7 @@ class BandTraining:
         if kind == "pixels":
             if outcome.error is not None:
                 raise outcome.error
+            self._tally.unusable.add(outcome.result.unusable)
             wave = self._wave_of[int(rest[0])]
             wave.chunks -= 1
             if not wave.chunks:
@@ -199,7 +205,7 @@ class BandTraining:
             self._tally.failed.append(f"{outcome.key}: {outcome.error}")
         else:
             raise outcome.error
-        self._commit(outcome.key)
+        self._commits.add(outcome.key)
         drop_pixels(self._context.store, outcome.key)
         wave = self._wave_of[key]
         wave.left -= 1

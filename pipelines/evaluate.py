@@ -13,7 +13,8 @@ from infnerf_tiles.pipelines.surfaces import RegionFigures, RegionSums, StripFig
 from infnerf_tiles.arrays import Bool, Float64, UInt8
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
-from infnerf_tiles.errors import DatasetError
+from infnerf_tiles.data.records import Rejected
+from infnerf_tiles.errors import DamagedPhotoError, DatasetError
 from infnerf_tiles.metrics import apply_affine, fit_affine, psnr, ssim
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
@@ -83,12 +84,15 @@ class EvalReport:
     samples: int
     seconds: float
     peak_bytes: int
+    unusable: tuple[Rejected, ...] = ()
+    """Photos of the split that were left out because they cannot be decoded."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return {
             "split": self.split,
             "images": self.images,
+            "unusable": [{"photo": photo.name, "reason": photo.reason} for photo in self.unusable],
             "levels": [level.to_json() for level in self.levels],
             "regions": [region.to_json() for region in self.regions],
             "strips": [strip.to_json() for strip in self.strips],
@@ -125,7 +129,8 @@ def evaluate(
         device: where to draw, default: as the settings say.
         settings: used instead of the scene's own, of which they may differ in the section rendering.
 
-    Raises DatasetError if there is no photo to score, and what `Scene.open` and `read_dataset` raise.
+    A photo that cannot be decoded is left out with a warning. Raises DatasetError if there is no photo to score, and
+    what `Scene.open` and `read_dataset` raise.
     """
     started = time.monotonic()
     with Scene.open(scene) as stored:
@@ -136,8 +141,15 @@ def evaluate(
             scorer = _Scorer(opened, renderer, lod_bias)
             heights = [num_pyramid_levels(opened.cameras.camera(row).width) for row, _ in rows]
             total, done = sum(heights), 0
+            unusable: list[Rejected] = []
             for (row, photo), height in zip(rows, heights, strict=True):
-                decoded = decode_masked_photo(photos.photo_file(photo))
+                try:
+                    decoded = decode_masked_photo(photos.photo_file(photo))
+                except DamagedPhotoError as error:
+                    _log.warning("%s; the photo is not scored", error)
+                    unusable.append(Rejected(photos.names[photo], str(error)))
+                    total -= height
+                    continue
                 shown = pyramid(decoded.rgb, height)
                 masks = [None] * height if decoded.mask is None else mask_pyramid(decoded.mask, height)
                 for level in range(height):
@@ -145,9 +157,14 @@ def evaluate(
                     done += 1
                     if progress is not None:
                         progress(done, total)
+    if len(unusable) == len(rows):
+        raise DatasetError(
+            f"scene {scene}: expected {split} photos to score, got {len(rows)} that cannot be decoded, the first: "
+            f"{unusable[0].reason}"
+        )
     return EvalReport(
         split=split,
-        images=len(rows),
+        images=len(rows) - len(unusable),
         levels=scorer.levels(),
         regions=scorer.regions.figures(),
         strips=scorer.strips.figures(),
@@ -155,6 +172,7 @@ def evaluate(
         samples=scorer.num_samples,
         seconds=time.monotonic() - started,
         peak_bytes=peak_memory(),
+        unusable=tuple(unusable),
     )
 
 

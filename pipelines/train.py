@@ -15,9 +15,11 @@ from infnerf_tiles.pipelines.checks import check_same, checked_context, plan_red
 from infnerf_tiles.pipelines.cluster import Executor, Workplace, open_executor
 from infnerf_tiles.pipelines.partition import scene_partition
 from infnerf_tiles.pipelines.plan import Budgets, train_needs
-from infnerf_tiles.pipelines.recovery import commit_record, take_up_finished
+from infnerf_tiles.pipelines.recovery import take_up_finished
+from infnerf_tiles.pipelines.unusable import UnusablePhotos
 
 from infnerf_tiles.arrays import Int64
+from infnerf_tiles.data.records import Rejected
 from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId, key_levels, parent_keys
 from infnerf_tiles.kernels import chosen_device
@@ -65,6 +67,8 @@ class TrainSummary:
     """Pixels of all training photos, without their pyramids."""
     treelet_pixels: int = 0
     """Pixels that the trained treelets were trained on, in this call and before; a pixel counts once per treelet."""
+    unusable: tuple[Rejected, ...] = ()
+    """Photos that were left out because they cannot be decoded, of those that this call opened."""
     reports: tuple[TrainReport, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +77,8 @@ class TrainSummary:
             "treelets", "skipped", "remaining", "nodes", "rays", "samples", "seconds", "peak_bytes", "photo_pixels",
             "treelet_pixels",
         )  # fmt: skip
-        return {**{name: getattr(self, name) for name in names}, "failed": list(self.failed)}
+        unusable = [{"photo": photo.name, "reason": photo.reason} for photo in self.unusable]
+        return {**{name: getattr(self, name) for name in names}, "failed": list(self.failed), "unusable": unusable}
 
 
 def train(
@@ -100,11 +105,13 @@ def train(
     no limit, and half of what is free). stop: asked before each treelet; those in hand are finished. say: told where
     the work can be watched.
 
-    A treelet that fails with NaN, or whose worker dies again and again, is left out; the others go on.
+    A treelet that fails with NaN, or whose worker dies again and again, is left out; the others go on. So is a photo
+    that cannot be decoded; PhotoError if those are too many. Finished treelets become part of the scene many at a time
+    (`commits`); what a kill left uncommitted is taken up by the next call.
     """
     started = time.monotonic()
     place = place or Workplace(threads=threads)
-    summary, budgets = Tally(), budgets or Budgets()
+    budgets = budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         if any([finish_redo(store), finish_renewal(store)]):
             forget_capacities(store)
@@ -121,6 +128,7 @@ def train(
         photos = scene_dataset(task.settings, Path(task.dataset), None if task.images is None else Path(task.images))
         context = checked_context(store, photos, task.settings, accept_changes)
         photos = context.photos
+        summary = Tally(unusable=UnusablePhotos(photos.names, len(context.training_photos)))
         check_same(context, accept_changes)
         if redo is not None:
             plan_redo(store, redo)
@@ -163,6 +171,7 @@ def train(
         peak_bytes=max([peak_memory(), *(r.peak_bytes for r in reports)]),
         photo_pixels=_photo_pixels(context),
         treelet_pixels=given,
+        unusable=summary.unusable.listed(),
         reports=tuple(reports),
     )
 
@@ -203,6 +212,7 @@ def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: 
     outcome = executor.next()
     if outcome.error is not None:
         raise outcome.error
+    tally.unusable.add(outcome.result.unusable)
     tally.reports.append(outcome.result)
     if not take_up_seed_result(store):
         raise DamagedStoreError(f"scene {store.name}: the seed stage left no result; run the same command again")
@@ -225,9 +235,8 @@ def _train_band(
     if not len(todo):
         return True
     training = BandTraining(
-        context, task, index, band, todo, executor=executor, stop=stop,
-        commit=lambda treelet: commit_record(store, treelet), scratch=scratch, tally=tally,
-    )  # fmt: skip
+        context, task, index, band, todo, executor=executor, stop=stop, scratch=scratch, tally=tally
+    )
     return training.run()
 
 

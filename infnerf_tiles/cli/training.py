@@ -230,6 +230,7 @@ def train(
     if not summary.reports and not summary.remaining:
         top = "L0/0-0-0"
         terminal.say(f"everything is trained already; to train it anew: infnerf-tiles train {scene} --redo {top}")
+    tell_rejected(terminal, tuple((photo.name, photo.reason) for photo in summary.unusable))
     for reason in summary.failed:
         terminal.error(f"treelet {reason}")
     if summary.failed:
@@ -251,6 +252,7 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
         "treelets trained": summary.treelets,
         "trained before": summary.skipped,
         "failed": len(summary.failed),
+        **({"photos left out, undecodable": len(summary.unusable)} if summary.unusable else {}),
         "nodes in all": summary.nodes,
         "rays": summary.rays,
         "samples": summary.samples,

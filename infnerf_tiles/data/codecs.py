@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from infnerf_tiles.arrays import AnyArray, Bool, UInt8
 from infnerf_tiles.data.file_kinds import HEAD_BYTES, foreign_kind
 from infnerf_tiles.data.pyramid import reduce_box, reduce_mask
-from infnerf_tiles.errors import PhotoError
+from infnerf_tiles.errors import DamagedPhotoError, PhotoError
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ _HARMLESS_JPEG_WARNINGS = (
     "Inconsistent progression sequence",
 )
 _DEEP_MODES = {"I": "int32", "F": "float32"}  # Pillow's, and what they hold
+_NO_MEMORY = "nsufficient memory"  # libjpeg's words
 _TIFF_EXTENTS = ((273, 279), (324, 325))  # strip and tile offsets with their byte counts
 
 _limit_lock = threading.Lock()
@@ -94,8 +95,8 @@ def decode_photo(path: Path, downscale: int = 1) -> DecodedPhoto:
     """The photo box-filtered by an integer factor.
 
     Grey is repeated, 16-bit keeps its high byte, CMYK is converted, alpha is composited over white; `mask` then marks
-    the pixels that were fully opaque. PhotoError if the file is missing, truncated, damaged or smaller than
-    `downscale`.
+    the pixels that were fully opaque. DamagedPhotoError if the file is truncated or damaged, PhotoError if it is
+    missing or smaller than `downscale`.
     """
     pixels = _decode(path)
     _check_factor(path, pixels, downscale)
@@ -179,10 +180,10 @@ def _load(path: Path) -> AnyArray:
     _check_kind(path, head)
     try:
         return _load_jpeg(path, data) if data else _load_other(path)
-    except PhotoError:
+    except (PhotoError, MemoryError):
         raise
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
-        raise _damaged(path, error) from error
+        raise _failure(path, error) from error
 
 
 def _load_jpeg(path: Path, data: bytes) -> UInt8:
@@ -195,6 +196,8 @@ def _load_jpeg(path: Path, data: bytes) -> UInt8:
     try:
         pixels: UInt8 = simplejpeg.decode_jpeg(data, colorspace=colourspace)
     except ValueError as error:
+        if _NO_MEMORY in str(error):
+            raise MemoryError(f"{path}: {error}") from error
         # Only the first warning is reported, so a harmless one may hide that the file stops short.
         if not any(text in str(error) for text in _HARMLESS_JPEG_WARNINGS) or not _ends_with_eoi(data):
             raise _damaged(path, error) from error
@@ -218,7 +221,7 @@ def _load_other(path: Path) -> AnyArray:
         pixels = np.asarray(_in_known_mode(image))
     pixels = _TURN_BACK.get(turned, np.asarray)(pixels)
     if pixels.shape[:2] != (height, width):
-        raise PhotoError(f"{path}: expected {width}x{height} pixels by its header, got {pixels.shape[1::-1]}")
+        raise DamagedPhotoError(f"{path}: expected {width}x{height} pixels by its header, got {pixels.shape[1::-1]}")
     return np.ascontiguousarray(pixels)
 
 
@@ -270,10 +273,8 @@ def _size_of(path: Path, check_whole: bool) -> tuple[int, int]:
                 size, is_whole = _inspect_other(path, check_whole)
     except PhotoError:
         raise
-    except Exception as error:  # as in _load; only an error of the system has a number, Pillow's own ones have none
-        if isinstance(error, OSError) and error.errno is not None:
-            raise _unreadable(path, error) from error
-        raise _damaged(path, error) from error
+    except Exception as error:  # as in _load
+        raise _failure(path, error) from error
     width, height = size
     _check_pixels(path, width, height)
     if check_whole and not is_whole:
@@ -321,18 +322,20 @@ def _ends_with_eoi(data: bytes) -> bool:
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise PhotoError(f"{path}: expected 1 to {MAX_PIXELS} pixels, got {width}x{height}; the header is damaged")
+        raise DamagedPhotoError(
+            f"{path}: expected 1 to {MAX_PIXELS} pixels, got {width}x{height}; the header is damaged"
+        )
 
 
 def _check_kind(path: Path, head: bytes) -> None:
     if not head:
-        raise PhotoError(f"{path}: expected a photo, got an empty file; copy it again")
+        raise DamagedPhotoError(f"{path}: expected a photo, got an empty file; copy it again")
     if (kind := foreign_kind(path, head)) is not None:
-        raise PhotoError(f"{path}: expected a JPEG, PNG, TIFF, WebP or BMP file, got {kind}")
+        raise DamagedPhotoError(f"{path}: expected a JPEG, PNG, TIFF, WebP or BMP file, got {kind}")
 
 
-def _too_deep(path: Path, got: str) -> PhotoError:
-    return PhotoError(f"{path}: expected 8 or 16 bits per channel, got {got}; export it as 8 or 16 bit")
+def _too_deep(path: Path, got: str) -> DamagedPhotoError:
+    return DamagedPhotoError(f"{path}: expected 8 or 16 bits per channel, got {got}; export it as 8 or 16 bit")
 
 
 def _unreadable(path: Path, error: OSError) -> PhotoError:
@@ -340,8 +343,13 @@ def _unreadable(path: Path, error: OSError) -> PhotoError:
     return PhotoError(f"{path}: expected a readable JPEG, PNG, TIFF, WebP or BMP file, got: {why}")
 
 
-def _damaged(path: Path, error: Exception) -> PhotoError:
-    return PhotoError(
+def _failure(path: Path, error: Exception) -> PhotoError:
+    """Only an error of the system has a number, Pillow's own ones have none."""
+    return _unreadable(path, error) if isinstance(error, OSError) and error.errno is not None else _damaged(path, error)
+
+
+def _damaged(path: Path, error: Exception) -> DamagedPhotoError:
+    return DamagedPhotoError(
         f"{path}: expected a whole JPEG, PNG, TIFF, WebP or BMP file, got a damaged or truncated one ({error}); "
         "copy or export it again"
     )

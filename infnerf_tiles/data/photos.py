@@ -10,7 +10,7 @@ from infnerf_tiles.data.codecs import DecodedPhoto, check_photo, decode_mask, de
 from infnerf_tiles.data.marks import check_digest
 from infnerf_tiles.data.masks import leaves_out
 from infnerf_tiles.data.pyramid import mask_pyramid, num_pyramid_levels, pyramid, reduce_box, reduce_mask
-from infnerf_tiles.errors import PhotoError
+from infnerf_tiles.errors import DamagedPhotoError, PhotoError
 
 __all__ = [
     "DecodedPhoto",
@@ -49,7 +49,8 @@ class PhotoFile:
 def decode_masked_photo(file: PhotoFile) -> DecodedPhoto:
     """Pixels and the combined mask of a photo; mask None when every pixel is usable.
 
-    PhotoError if a file is unreadable, the files are not the expected ones, or the photo's or the mask's size is not.
+    PhotoError if a file is unreadable, the files are not the expected ones, or the photo's or the mask's size is not;
+    of these, DamagedPhotoError for what the expected files themselves contain.
     """
     if file.digest is not None:
         # the decoder finds the file in the system's cache then: a hundredth of what decoding takes
@@ -65,7 +66,7 @@ def decode_masked_photo(file: PhotoFile) -> DecodedPhoto:
     if file.mask_path is not None:
         usable = decode_mask(file.mask_path, file.downscale, inverted=leaves_out(file.mask_path, file.path))
         if usable.shape != (height, width):
-            raise PhotoError(
+            raise DamagedPhotoError(
                 f"{file.mask_path}: expected a mask of {width}x{height} like its photo at 1/{file.downscale} size, "
                 f"got {usable.shape[1]}x{usable.shape[0]}; export the mask at the photo's size"
             )

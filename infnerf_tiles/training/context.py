@@ -15,7 +15,7 @@ from infnerf_tiles.data.colmap import model_folders
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.observers import observers
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
-from infnerf_tiles.errors import DatasetError
+from infnerf_tiles.errors import DamagedPhotoError, DatasetError
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
 from infnerf_tiles.field.decoder import Decoder, decoder_shape
@@ -123,6 +123,27 @@ class Context:
             return list(zip(images, masks, strict=True))
 
         return read
+
+
+class PhotoReader:
+    """Reads photos for a task; those whose contents cannot be decoded are left out and taken note of.
+
+    Such a photo is left out by every task that comes across it, so that the order of tasks changes nothing.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.unusable: dict[int, str] = {}
+        """Row of each photo that was left out -> the reason."""
+
+    def read_pyramid(self, photo: int) -> list[tuple[UInt8, Bool | None]] | None:
+        """The photo's pyramid levels with masks; None if it is left out. PhotoError if its file is not the expected
+        one or cannot be read."""
+        try:
+            return self._context.read_pyramid(photo)
+        except DamagedPhotoError as error:
+            self.unusable[photo] = str(error)
+            return None
 
 
 def scene_dataset(settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:

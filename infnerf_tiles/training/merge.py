@@ -1,6 +1,6 @@
 """How the index changes: warm rows after the seed stage, trained rows and growth per treelet, photos that came."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,27 +28,35 @@ def with_record(index: SceneIndex, record: JournalRecord, band_levels: tuple[int
     Nodes that the training wants below its band become treelets of the next band, with one planned node each, unless
     they exist. A failed treelet keeps its planned nodes.
     """
-    top = NodeId.parse(record.treelet)
-    row = int(np.flatnonzero(index.root_keys == top.key)[0])
+    return with_records(index, [record], band_levels)
+
+
+def with_records(index: SceneIndex, records: Sequence[JournalRecord], band_levels: tuple[int, ...]) -> SceneIndex:
+    """As `with_record` for one record after the other, each of another treelet of `index`, in one pass over the index:
+    no record says anything about another one's nodes."""
+    row_of = _rows_of(index, [NodeId.parse(record.treelet).key for record in records])
     states = index.treelet_states.copy()
-    states[row] = record.status
-    if record.status != TreeletState.TRAINED:
+    states[row_of] = [record.status for record in records]
+    trained = [(row, r) for row, r in zip(row_of.tolist(), records, strict=True) if r.status == TreeletState.TRAINED]
+    if not trained:
         return _replaced(index, treelet_states=states)
-    others = index.treelets != row
-    wanted = record.want_children[np.isin(parent_keys(record.want_children), record.keys)]
-    wanted = np.setdiff1d(wanted, index.keys)
-    band = int(np.searchsorted(band_levels, key_levels(wanted)[0])) if len(wanted) else 0
+    changed = np.zeros(index.num_treelets, np.bool_)
+    changed[[row for row, _ in trained]] = True
+    others = ~changed[index.treelets]
+    wanted = np.concatenate([_wanted(index, record) for _, record in trained])
     new_rows = np.arange(len(wanted), dtype=np.int32) + index.num_treelets
-    keys = np.concatenate([index.keys[others], record.keys, wanted])
+    mine = np.concatenate([record.keys for _, record in trained])
+    rows = np.repeat([row for row, _ in trained], [len(record.keys) for _, record in trained])
+    keys = np.concatenate([index.keys[others], mine, wanted])
     order = np.argsort(keys, kind="stable")
     base_slots = index.base_slots.copy()
-    base_slots[row] = record.base_slot
+    base_slots[[row for row, _ in trained]] = [record.base_slot for _, record in trained]
 
-    def column(old: AnyArray, mine: object, new: object) -> AnyArray:
+    def column(old: AnyArray, own: object, new: object) -> AnyArray:
         fresh = np.concatenate(
             [
                 old[others],
-                np.broadcast_to(np.asarray(mine, old.dtype), (len(record.keys),)),
+                np.broadcast_to(np.asarray(own, old.dtype), (len(mine),)),
                 np.broadcast_to(np.asarray(new, old.dtype), (len(wanted),)),
             ]
         )
@@ -56,15 +64,30 @@ def with_record(index: SceneIndex, record: JournalRecord, band_levels: tuple[int
 
     return SceneIndex(
         keys=keys[order],
-        slots=column(index.slots, record.slots, NO_SLOT),
-        treelets=column(index.treelets, row, new_rows),
+        slots=column(index.slots, np.concatenate([record.slots for _, record in trained]), NO_SLOT),
+        treelets=column(index.treelets, rows, new_rows),
         states=column(index.states, NodeState.TRAINED, NodeState.PLANNED),
-        lambda_max=column(index.lambda_max, record.lambda_max, 0.0),
+        lambda_max=column(index.lambda_max, np.concatenate([record.lambda_max for _, record in trained]), 0.0),
         root_keys=np.concatenate([index.root_keys, wanted]),
-        bands=np.concatenate([index.bands, np.full(len(wanted), band, np.int32)]),
+        bands=np.concatenate([index.bands, np.searchsorted(band_levels, key_levels(wanted)).astype(np.int32)]),
         base_slots=np.concatenate([base_slots, np.full(len(wanted), NO_SLOT, np.int32)]),
         treelet_states=np.concatenate([states, np.zeros(len(wanted), np.uint8)]),
     )
+
+
+def _rows_of(index: SceneIndex, roots: Sequence[int]) -> Int64:
+    """Rows of the treelets with these root keys."""
+    order = np.argsort(index.root_keys)
+    rows: Int64 = order[np.searchsorted(index.root_keys, np.array(roots, np.int64), sorter=order)]
+    return rows
+
+
+def _wanted(index: SceneIndex, record: JournalRecord) -> Int64:
+    """Nodes that the record's training wants below its band and that do not exist, sorted."""
+    wanted: Int64 = np.unique(record.want_children[np.isin(parent_keys(record.want_children), record.keys)])
+    at = np.minimum(np.searchsorted(index.keys, wanted), max(index.num_nodes - 1, 0))
+    new: Int64 = wanted[index.keys[at] != wanted]
+    return new
 
 
 def with_new_photos(index: SceneIndex, added: Int64, again: Int64, band_levels: tuple[int, ...]) -> SceneIndex:

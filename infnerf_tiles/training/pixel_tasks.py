@@ -3,6 +3,7 @@
 Both are plain functions of one frozen argument, one per chunk of photos, and touch nothing but the scene's scratch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from infnerf_tiles.kernels.cpu import set_threads
 from infnerf_tiles.store.index import SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.assignment import BandCut, assign_patches
-from infnerf_tiles.training.context import Context
+from infnerf_tiles.training.context import Context, PhotoReader
 from infnerf_tiles.training.pixel_store import PixelWriter, read_assignment, write_assignment
 from infnerf_tiles.training.pixels import Patches, all_patches
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
@@ -44,6 +45,14 @@ class AssignTask:
     """Chunks of photos of one scene and band: they are looked at one after the other in the same surroundings."""
 
     chunks: tuple[PixelTask, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutReport:
+    """patches: how many were looked at. unusable: photos (rows) that were left out, with the reason."""
+
+    patches: int
+    unusable: Mapping[int, str]
 
 
 def assign_photos(task: AssignTask, progress: Progress | None = None) -> dict[int, dict[int, int]]:
@@ -91,8 +100,9 @@ def _arena_above(context: Context, index: SceneIndex, band: int) -> Arena:
     return state.arena
 
 
-def cut_photos(task: PixelTask, progress: Progress | None = None) -> int:
-    """Decode the photos one at a time and write the treelets' patches; returns how many were looked at."""
+def cut_photos(task: PixelTask, progress: Progress | None = None) -> CutReport:
+    """Decode the photos one at a time and write the treelets' patches. PhotoError if a photo's file is not the expected
+    one; one that cannot be decoded is left out."""
     del progress
     with SceneStore.open(task.base.scene, "r+", sweep=False) as store:
         context = open_context(task.base, store)
@@ -102,13 +112,16 @@ def cut_photos(task: PixelTask, progress: Progress | None = None) -> int:
             if np.isin(key, task.roots)
         }
         writers = {key: PixelWriter(store, str(NodeId.from_key(key)), task.chunk) for key in assigned}
+        reader = PhotoReader(context)
         for photo in task.photos:
             seen = {key: np.flatnonzero(patches.photo == photo) for key, patches in assigned.items()}
             if not any(len(rows) for rows in seen.values()):
                 continue
-            levels = context.read_pyramid(photo)
+            levels = reader.read_pyramid(photo)
+            if levels is None:
+                continue
             for key, rows in seen.items():
                 writers[key].add(assigned[key].select(rows), levels)
         for writer in writers.values():
             writer.close()
-    return sum(patches.count for patches in assigned.values())
+    return CutReport(patches=sum(patches.count for patches in assigned.values()), unusable=reader.unusable)

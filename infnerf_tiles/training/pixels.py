@@ -103,12 +103,13 @@ class PixelSet:
 
     @classmethod
     def gather(
-        cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]]]
+        cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]] | None]
     ) -> "PixelSet":
         """Read the patches photo by photo; those without a usable pixel go.
 
         Args:
-            read_pyramid: photo -> list over pyramid levels of (uint8 [h, w, 3], mask bool [h, w] or None).
+            read_pyramid: photo -> list over pyramid levels of (uint8 [h, w, 3], mask bool [h, w] or None); None for a
+                photo that cannot be used.
         """
         n = patches.count
         rgb = np.zeros((n, PATCH, PATCH, 3), np.uint8)
@@ -118,6 +119,8 @@ class PixelSet:
         for first, last in itertools.pairwise(bounds):
             members = order[first:last]
             levels = read_pyramid(int(patches.photo[members[0]]))
+            if levels is None:
+                continue
             for k in members:
                 image, mask = levels[int(patches.pyramid[k])]
                 y, x = int(patches.row[k]) * PATCH, int(patches.column[k]) * PATCH

@@ -22,24 +22,35 @@ def seed_nodes(keys: Int64, band_levels: tuple[int, ...], budget: int, seed: int
     """
     if len(keys) <= budget:
         return np.sort(keys)
+    keys = np.sort(keys)
     levels = key_levels(keys)
-    chosen = np.zeros(1, np.int64)
-    for level in range(1, int(levels.max()) + 1):
-        if (levels <= level).sum() > _COARSE_SHARE * budget:
-            break
-        chosen = keys[levels <= level]
+    up_to = np.cumsum(np.bincount(levels))
+    coarse = int(np.searchsorted(up_to[1:], _COARSE_SHARE * budget, side="right"))
+    chosen: Bool = levels <= coarse
     top = band_levels[-1]
-    deep = keys[levels >= top]
-    roots = ancestor_keys(deep, np.full(len(deep), top))
-    order = np.random.default_rng((seed, 2)).permutation(np.unique(roots))
-    for root in order.tolist():
-        region = deep[roots == root]
-        chain = np.array([int(ancestor_keys(np.array([root]), np.array([k]))[0]) for k in range(top)], np.int64)
-        grown = np.union1d(np.union1d(chosen, region), chain)
-        if len(grown) > budget:
+    deep = np.flatnonzero(levels >= top)
+    roots, region = np.unique(ancestor_keys(keys[deep], np.full(len(deep), top)), return_inverse=True)
+    members = deep[np.argsort(region, kind="stable")]
+    first = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=len(roots)))]).tolist()
+    # regions have no node in common, so that only their ancestors may be there by the time that they are looked at
+    missing = np.bincount(region, ~chosen[deep], len(roots)).astype(np.int64).tolist()
+    above = np.zeros((len(roots), top), np.int64)
+    for level in range(top):
+        above[:, level] = np.searchsorted(keys, ancestor_keys(roots, np.full(len(roots), level)))
+    room = budget - int(chosen.sum())
+    order = np.random.default_rng((seed, 2)).permutation(roots)
+    for row in np.searchsorted(roots, order).tolist():
+        if not room:
+            break
+        if missing[row] > room:
             continue
-        chosen = grown
-    return np.sort(chosen)
+        chain = above[row][~chosen[above[row]]]
+        if missing[row] + len(chain) > room:
+            continue
+        chosen[members[first[row] : first[row + 1]]] = True
+        chosen[chain] = True
+        room -= missing[row] + len(chain)
+    return keys[chosen]
 
 
 def seed_patches(context: Context, own: Int64, everything: Int64, most: int = MAX_PATCHES) -> Patches:

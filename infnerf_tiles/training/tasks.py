@@ -8,13 +8,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import NonFiniteError
+from infnerf_tiles.errors import NonFiniteError, PhotoError
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
 from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.cpu import set_threads
@@ -26,7 +26,7 @@ from infnerf_tiles.store.journal import JournalRecord, write_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
 from infnerf_tiles.training import checkpoint
-from infnerf_tiles.training.context import Context, scene_photos
+from infnerf_tiles.training.context import Context, PhotoReader, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
 from infnerf_tiles.training.pixel_store import RESIDENT_PATCH_BYTES, StreamedPixels, open_pixels
@@ -88,6 +88,8 @@ class TrainReport:
     samples: int
     pixels: int
     peak_bytes: int
+    unusable: Mapping[int, str] = field(default_factory=dict)
+    """Photos (rows) that the seed stage left out because they cannot be decoded, with the reason."""
 
 
 def inputs_fingerprint(context: Context) -> str:
@@ -164,7 +166,13 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
             start_occupancy(context, state, np.zeros(len(keys), np.bool_)), 2 * s.training.occupancy_threshold
         )
         most = MAX_PATCHES if task.pixel_bytes is None else min(MAX_PATCHES, task.pixel_bytes // RESIDENT_PATCH_BYTES)
-        pixels = PixelSet.gather(seed_patches(context, keys, index.keys, most), context.read_pyramid)
+        reader = PhotoReader(context)
+        pixels = PixelSet.gather(seed_patches(context, keys, index.keys, most), reader.read_pyramid)
+        if reader.unusable and not pixels.num_pixels:
+            raise PhotoError(
+                f"photos: expected some that can be decoded, got none among the {len(reader.unusable)} of the seed "
+                f"stage, such as {next(iter(reader.unusable.values()))}"
+            )
         shared = context.new_shared()
         rays = int(s.training.passes * s.training.seed_share * pixels.num_pixels)
         frame = Frame(
@@ -177,7 +185,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         slots = SeedSlots(nodes=range(*task.slots), bases=range(task.base_slot, task.base_slot + capacity + 1))
         write_seed_result(store, trained, trainer, slots)
         drop_checkpoint(store, str(top))
-        return _report("seed", trainer, trained, started)
+        return replace(_report("seed", trainer, trained, started), unusable=reader.unusable)
 
 
 def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainReport:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import infnerf_tiles.pipelines.train as pipeline
+import infnerf_tiles.pipelines.commits as commits
 import numpy as np
 import pytest
 from infnerf_tiles.pipelines.addition import add_photos
@@ -402,7 +402,7 @@ def test_what_was_finished_and_not_yet_committed_is_taken_up_first(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "commit_record", die)
+        patch.setattr(commits, "commit_records", die)
         with pytest.raises(Killed):
             train(scene, threads=1)
     assert add_photos(grown, scene).waiting == report.waiting - 1

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import infnerf_tiles.pipelines.train as pipeline
+import infnerf_tiles.pipelines.commits as commits
 import numpy as np
 import pytest
 from infnerf_tiles.pipelines.train import TrainSummary, train
@@ -254,7 +254,7 @@ def test_a_complete_record_is_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "commit_record", die)
+        patch.setattr(commits, "commit_records", die)
         with pytest.raises(KeyboardInterrupt):
             train(scene, threads=1)
     assert set(states(scene).values()) == {TreeletState.PLANNED}

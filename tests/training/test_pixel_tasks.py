@@ -83,7 +83,7 @@ def test_chunk_by_chunk_every_treelet_gets_what_it_gets_at_once(
     chunks = jobs(context, scene, photos_each)
     counts = assign_photos(AssignTask(chunks=tuple(chunks)))
     for job in chunks:
-        assert cut_photos(job) == sum(counts[job.chunk].values())
+        assert cut_photos(job).patches == sum(counts[job.chunk].values())
     patches = all_patches(context.photos.cameras, context.training_photos)
     above = read_surroundings(context, index, ROOT, 1)
     arena = TrainingState(context.shape, ROOT, np.empty(0, np.int64), 0, above).arena

@@ -8,13 +8,14 @@ from training.small_scenes import SHAPE, ball_keys, ball_trainer, frame
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import NonFiniteError
 from infnerf_tiles.field.linking import link
-from infnerf_tiles.geometry.node_id import NodeId, child_keys, key_levels, parent_keys
-from infnerf_tiles.geometry.octree import Octree
+from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, child_keys, key_levels, parent_keys
+from infnerf_tiles.geometry.octree import Octree, cut
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord
-from infnerf_tiles.training.merge import with_record, with_warm_rows
+from infnerf_tiles.training import seed
+from infnerf_tiles.training.merge import with_record, with_records, with_warm_rows
 from infnerf_tiles.training.result import TrainedTreelet, finish, prune
 from infnerf_tiles.training.seed import seed_nodes
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
@@ -215,6 +216,31 @@ def test_a_record_prunes_grows_and_stays_valid(rng: np.random.Generator) -> None
     assert again.same_as(after)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_records_at_once_are_as_one_after_the_other(seed: int) -> None:
+    """Rows of new treelets in the same order, whatever was pruned, grown or failed."""
+    rng, bands = np.random.default_rng(seed), (0, 1, 2)
+    level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
+    index = SceneIndex.planned(cut(Octree.from_keys(rng.choice(level3, 30, replace=False)), bands))
+    records = []
+    for n, row in enumerate(rng.permutation(np.flatnonzero(index.bands <= 1)).tolist()):
+        root = index.root_keys[row : row + 1]
+        new = rng.choice(child_keys(root)[0], 5, replace=False)
+        status = TreeletState.FAILED if n % 4 == 3 else TreeletState.TRAINED
+        keys = root if status == TreeletState.TRAINED else NOTHING
+        rows = {"slots": np.full(len(keys), 100 + n, np.int32), "lambda_max": np.full(len(keys), n, np.float32)}
+        name = str(NodeId.from_key(int(root[0])))
+        records.append(record(name, keys, status=status, want_children=np.sort(new), base_slot=n, **rows))
+    expected = index
+    for one in records:
+        expected = with_record(expected, one, bands)
+    assert expected.num_treelets > index.num_treelets
+    found = with_records(index, records, bands)
+    assert found.same_as(expected)
+    found.check(next_slot=1000, next_treelet_slot=1000, num_bands=3, max_level=3)
+    assert with_records(index, [], bands).same_as(index)
+
+
 def test_a_failed_record_changes_the_state_alone(rng: np.random.Generator) -> None:
     index = planned(rng)
     name = str(NodeId.from_key(int(index.root_keys[2])))
@@ -248,3 +274,38 @@ def test_seed_nodes_fit_the_budget_and_have_their_parents(rng: np.random.Generat
         assert sum(whole) >= 1
         assert key_levels(chosen).max() == 3
         assert not np.array_equal(chosen, seed_nodes(keys, BANDS, budget, 6))
+
+
+def _one_region_after_the_other(keys: Int64, bands: tuple[int, ...], budget: int, seed: int) -> Int64:
+    """The slow twin of `seed_nodes`: looks at all nodes for every region, and at every region."""
+    levels, top = key_levels(keys), bands[-1]
+    chosen = np.zeros(1, np.int64)
+    for level in range(1, int(levels.max()) + 1):
+        if (levels <= level).sum() > 0.25 * budget:
+            break
+        chosen = keys[levels <= level]
+    deep = keys[levels >= top]
+    roots = ancestor_keys(deep, np.full(len(deep), top))
+    for root in np.random.default_rng((seed, 2)).permutation(np.unique(roots)).tolist():
+        chain = [int(ancestor_keys(np.array([root]), np.array([k]))[0]) for k in range(top)]
+        grown = np.unique(np.concatenate([chosen, deep[roots == root], np.array(chain, np.int64)]))
+        chosen = grown if len(grown) <= budget else chosen
+    return chosen
+
+
+@pytest.mark.parametrize("bands", [(0,), (0, 1), (0, 2), (0, 3), (0, 1, 2)])
+def test_seed_nodes_are_those_of_the_slow_twin(rng: np.random.Generator, bands: tuple[int, ...]) -> None:
+    level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
+    keys = Octree.from_keys(rng.choice(level3, 150, replace=False)).keys
+    for draw, budget in enumerate([1, 2, 9, 17, 33, 40, 80, 120, len(keys) - 1]):
+        expected = _one_region_after_the_other(keys, bands, budget, draw)
+        assert np.array_equal(seed_nodes(keys, bands, budget, draw), expected)
+
+
+def test_seed_nodes_look_at_each_region_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many regions there are, the work on keys is in a few passes."""
+    level3 = child_keys(child_keys(child_keys(np.zeros(1, np.int64)).ravel()).ravel()).ravel()
+    keys, calls = Octree.from_keys(level3).keys, []
+    monkeypatch.setattr(seed, "ancestor_keys", lambda *args: calls.append(1) or ancestor_keys(*args))  # type: ignore[func-returns-value]
+    assert 380 < len(seed_nodes(keys, (0, 2), 400, 0)) <= 400
+    assert len(calls) == 3  # region roots, and their ancestors of two levels
