@@ -130,20 +130,23 @@ def train(
         photos = context.photos
         summary = Tally(unusable=UnusablePhotos(photos.names, len(context.training_photos)))
         check_same(context, accept_changes)
-        if redo is not None:
-            plan_redo(store, redo)
-            forget_capacities(store)
         index = store.read_index()
-        seeded = store.has_small("decoder")
+        left = (index.treelet_states != TreeletState.TRAINED).any() or not store.has_small("decoder")
         summary.skipped = int((index.treelet_states == TreeletState.TRAINED).sum())
-        if not seeded or (index.treelet_states != TreeletState.TRAINED).any():
+        if left or redo is not None:
             if budgets != Budgets():
                 found = scene_partition(store, photos, task.settings)
                 task = replace(task, pixel_bytes=train_needs(found, budgets, place.threads_per_task).pixel_bytes)
             with open_executor(place, progress) as executor:
+                if redo is not None:
+                    # gives up what is trained, so not before everything that may refuse has agreed
+                    plan_redo(store, redo)
+                    forget_capacities(store)
+                    index = store.read_index()
+                    summary.skipped = int((index.treelet_states == TreeletState.TRAINED).sum())
                 if executor.dashboard:
                     say(f"dashboard: {executor.dashboard}")
-                if not seeded:
+                if not store.has_small("decoder"):
                     _seed_stage(store, task, place, executor, summary)
                 drop_all_pixels(store)  # an interrupted training's
                 room = scratch_budget(str(store.data.local_root) if store.data.local_root else None, budgets.scratch)

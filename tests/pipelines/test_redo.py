@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from infnerf_tiles.pipelines.cluster import Workplace
+from infnerf_tiles.pipelines.plan import Budgets
 from infnerf_tiles.pipelines.train import train
 from training.small_scenes import build_scene, copy_scene, tiny, write_city
 
-from infnerf_tiles.errors import DamagedStoreError
+from infnerf_tiles.errors import DamagedStoreError, InfnerfError
 from infnerf_tiles.store.index import TreeletState
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training import redo, tasks
@@ -40,6 +43,7 @@ def interrupted(done: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks.time, "monotonic", lambda: next(clock))
+        patch.setattr(tasks, "_KEEPING", 0.0)  # that clock would make it seem slow
         with pytest.raises(KeyboardInterrupt):
             train(scene, redo=ROOT, threads=1, progress=interrupt)
     with SceneStore.open(scene) as store:
@@ -131,3 +135,25 @@ def test_a_redo_that_cannot_be_read_is_told_once(done: str, tmp_path: Path, monk
     with pytest.raises(DamagedStoreError, match="give --redo again"):
         train(scene, threads=1)
     assert train(scene, threads=1).treelets == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"redo": ROOT, "budgets": Budgets(ram=10_000_000)},
+        {"redo": ROOT, "place": Workplace(scheduler="tcp://127.0.0.1:1")},
+        {"redo": "L9/0-0-0"},
+    ],
+    ids=["budget", "scheduler", "node"],
+)
+def test_a_redo_that_cannot_run_gives_nothing_up(done: str, tmp_path: Path, asked: dict[str, Any]) -> None:
+    scene = copy_scene(done, tmp_path / "kept.zarr")
+    with SceneStore.open(scene) as store:
+        before = store.read_index()
+    with pytest.raises(InfnerfError):
+        train(scene, **asked)
+    with SceneStore.open(scene) as store:
+        after = store.read_index()
+        assert store.has_small("decoder")
+    assert np.array_equal(after.treelet_states, before.treelet_states)
+    assert np.array_equal(after.slots, before.slots)
