@@ -11,7 +11,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import Float64, Int32, Int64
 from infnerf_tiles.data import colmap_binary, colmap_text
-from infnerf_tiles.data.colmap_records import MODELS, CameraRecord, ImageTable, PointTable
+from infnerf_tiles.data.colmap_records import MODEL_IDS, MODELS, CameraRecord, ImageTable, PointTable
 from infnerf_tiles.data.records import Listing, PhotoFolder, Points
 from infnerf_tiles.errors import CameraError, DatasetError
 from infnerf_tiles.geometry.camera import PARAM_NAMES, Camera, PosedCameras
@@ -138,8 +138,11 @@ def write_colmap(
     """Write a model that `read_colmap` and COLMAP read; `folder` is created.
 
     names: of the photos, in the order of `cameras`. track_xy: float64[k, 2], where each track element was observed
-    (pixels); default: the point's projection. ValueError if lengths disagree.
+    (pixels); default: the point's projection. ValueError if lengths disagree; CameraError for a model that COLMAP does
+    not have.
     """
+    if foreign := sorted({camera.model for camera in cameras.cameras} - MODEL_IDS.keys()):
+        raise CameraError(f"{folder}: expected camera models that COLMAP has, got {', '.join(foreign)}")
     if len(names) != cameras.num_photos:
         raise ValueError(f"photo names: expected {cameras.num_photos}, got {len(names)}")
     if points is None:

@@ -62,9 +62,11 @@ def frame_camera(
         name, params = "OPENCV_FISHEYE", (*pinhole, k1, k2, k3, k4)
     elif model in _PERSPECTIVE:
         # k4 is an r^8 term here but a denominator in FULL_OPENCV, so only k3 carries over
+        if k5 or k6:
+            raise CameraError(f"{model}: expected k5 and k6 to be 0, got {k5} and {k6}; FULL_OPENCV has them")
         if k4:
-            raise CameraError(f"{model}: expected k4 to be 0, got {k4}; undistort the photos")
-        if k3:
+            name, params = "OPENCV_K4", (*pinhole, k1, k2, p1, p2, k3, k4)
+        elif k3:
             name, params = "FULL_OPENCV", (*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0)
         elif k1 or k2 or p1 or p2:
             name, params = "OPENCV", (*pinhole, k1, k2, p1, p2)

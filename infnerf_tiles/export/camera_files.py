@@ -15,6 +15,7 @@ _DISTORTED = {
     "SIMPLE_RADIAL": ("OPENCV", ("k1",)),
     "RADIAL": ("OPENCV", ("k1", "k2")),
     "OPENCV": ("OPENCV", ("k1", "k2", "p1", "p2")),
+    "OPENCV_K4": ("OPENCV", ("k1", "k2", "p1", "p2", "k3", "k4")),
     "OPENCV_FISHEYE": ("OPENCV_FISHEYE", ("k1", "k2", "k3", "k4")),
 }
 

@@ -1,4 +1,4 @@
-"""Camera models (COLMAP's, in COLMAP's parameter order) and posed cameras.
+"""Camera models (COLMAP's, in COLMAP's parameter order, and nerfstudio's with four radial terms) and posed cameras.
 
 Camera frame: OpenCV axes, x right, y down, z forward. Pixel coordinates are continuous, the first pixel's centre is at
 (0.5, 0.5). "Plane" below means the image plane at focal length 1, distortion included.
@@ -23,6 +23,7 @@ PARAM_NAMES: dict[str, tuple[str, ...]] = {
     "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
     "OPENCV_FISHEYE": ("fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"),
     "FULL_OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+    "OPENCV_K4": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4"),  # k4 of r^8, no denominator
 }
 PIXEL_TOLERANCE = 1e-9
 _MAX_PARAM = 1e9  # far beyond any lens; keeps products of coefficients finite
@@ -94,9 +95,10 @@ class Camera:
         k = [self._param(f"k{i}") for i in range(1, 7)]
         if self.model == "OPENCV_FISHEYE":
             return Distortion(fisheye=True, numerator=(1.0, *k[:4]))
-        return Distortion(
-            numerator=(1.0, *k[:3]), denominator=(1.0, *k[3:]), tangential=(self._param("p1"), self._param("p2"))
-        )
+        tangential = (self._param("p1"), self._param("p2"))
+        if self.model == "OPENCV_K4":
+            return Distortion(numerator=(1.0, *k[:4]), tangential=tangential)
+        return Distortion(numerator=(1.0, *k[:3]), denominator=(1.0, *k[3:]), tangential=tangential)
 
     def scaled_down(self, factor: int) -> "Camera":
         """The camera of the photo box-filtered by an integer factor, remainder rows and columns cropped.

@@ -10,7 +10,7 @@ from capture_files import CAMERA, PINHOLE, circle, write_capture
 
 from infnerf_tiles.data.colmap import find_colmap, read_colmap, write_colmap
 from infnerf_tiles.data.records import Listing, Points
-from infnerf_tiles.errors import DatasetError
+from infnerf_tiles.errors import CameraError, DatasetError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras, project
 
 NAMES = ("north/DSC 001.JPG", "süd/дом.jpg", "a.jpg", "north/west/b.jpg", "c.png")
@@ -351,6 +351,13 @@ def test_every_orientation_survives(tmp_path: Path) -> None:
     listing = read_colmap(tmp_path)
     np.testing.assert_allclose(listing.camera_to_world, poses, atol=1e-14)
     assert points_of(listing).num_points == 0
+
+
+def test_the_writer_refuses_a_model_that_colmap_does_not_have(tmp_path: Path) -> None:
+    camera = Camera("OPENCV_K4", 80, 60, (70, 70, 40, 30, 0, 0, 0, 0, 0, 0.1))
+    cameras = PosedCameras(cameras=(camera,), camera_index=np.zeros(1, np.int32), camera_to_world=circle(1))
+    with pytest.raises(CameraError, match="expected camera models that COLMAP has, got OPENCV_K4"):
+        write_colmap(tmp_path, names=["a.jpg"], cameras=cameras)
 
 
 def test_the_writer_checks_its_input(tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ def test_a_frame_wins_over_the_file(tmp_path: Path) -> None:
             Camera("OPENCV_FISHEYE", 80, 60, (70, 70, 40, 30, 1, 2, 3, 4)),
         ),
         (
+            {"fl_x": 70, "k1": 0.1, "k3": 0.01, "k4": 0.02, "p2": 0.3},
+            Camera("OPENCV_K4", 80, 60, (70, 70, 40, 30, 0.1, 0, 0, 0.3, 0.01, 0.02)),
+        ),
+        (
             {"fl_x": "70", "w": "80", "k1": "-0.1", "k3": "0.0", "k4": "0.0"},
             Camera("OPENCV", 80, 60, (70, 70, 40, 30, -0.1, 0, 0, 0)),
         ),
@@ -160,7 +164,7 @@ def test_intrinsics(tmp_path: Path, keys: dict[str, Any], expected: Camera) -> N
         ({"camera_angle_x": 3.2}, "viewing angle: expected more than 0 and less than pi, got 3.2"),
         ({"fl_x": 70, "camera_model": "EQUIRECTANGULAR"}, "camera_model: expected one of .*, got 'EQUIRECTANGULAR'"),
         ({"fl_x": 70, "camera_model": ["OPENCV"]}, "camera_model: expected one of"),
-        ({"fl_x": 70, "k4": 0.1}, "expected k4 to be 0, got 0.1"),
+        ({"fl_x": 70, "k5": 0.1}, "expected k5 and k6 to be 0, got 0.1 and 0.0"),
         ({"fl_x": 70, "is_fisheye": True, "p1": 0.1}, "expected no tangential distortion, got p1 0.1"),
         ({"fl_x": 70, "ftheta_p0": 0.1}, "ftheta_p0: expected a perspective or OpenCV fisheye lens"),
     ],

@@ -27,6 +27,7 @@ CAMERAS = [
     Camera("OPENCV_FISHEYE", 640, 480, (210.0, 215.0, 320.0, 240.0, 0.02, 0.001, 0.0, 0.0)),
     Camera("FULL_OPENCV", 640, 480, (500.0, 510.0, 320.0, 240.0, 0.4, 0.1, 0.003, -0.004, 0.02, 0.6, 0.15, 0.03)),
     Camera("FULL_OPENCV", 640, 480, (400.0, 410.0, 320.0, 240.0, -0.3, 0.1, 0.01, -0.004, 0.02, -0.1, 0.05, 0.01)),
+    Camera("OPENCV_K4", 640, 480, (500.0, 510.0, 322.0, 241.0, -0.2, 0.08, 0.004, -0.003, 0.02, 0.015)),
 ]
 
 
@@ -40,6 +41,10 @@ def plain_formula(camera: Camera, point: Float64) -> tuple[float, float]:
         theta = math.atan(r)
         bent = theta * (1 + k[1] * theta**2 + k[2] * theta**4 + k[3] * theta**6 + k[4] * theta**8)
         u, v = x * bent / r, y * bent / r
+    elif camera.model == "OPENCV_K4":
+        radial = 1 + k[1] * r**2 + k[2] * r**4 + k[3] * r**6 + k[4] * r**8
+        u = x * radial + 2 * p["p1"] * x * y + p["p2"] * (r**2 + 2 * x**2)
+        v = y * radial + p["p1"] * (r**2 + 2 * y**2) + 2 * p["p2"] * x * y
     else:
         radial = (1 + k[1] * r**2 + k[2] * r**4 + k[3] * r**6) / (1 + k[4] * r**2 + k[5] * r**4 + k[6] * r**6)
         p1, p2 = p.get("p1", 0.0), p.get("p2", 0.0)
@@ -72,7 +77,7 @@ def test_every_pixel_has_a_ray_that_projects_back_onto_it(camera: Camera) -> Non
 
 @settings(max_examples=150)
 @given(
-    st.sampled_from(["SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV"]),
+    st.sampled_from(["SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "OPENCV_K4"]),
     st.lists(st.floats(-0.6, 0.6), min_size=8, max_size=8),
     st.integers(0, 2**32),
 )
