@@ -66,7 +66,7 @@ def missing_photo(photos: PhotoFolder, name: str) -> str:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """"", and the folders that all names begin with, one more each time."""
+    """ "", and the folders that all names begin with, one more each time."""
     return ["", *accumulate(f"{folder}/" for folder in parent_folders(names))]
 
 

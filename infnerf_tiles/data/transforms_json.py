@@ -187,9 +187,7 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _entries(
-    path: Path, content: Mapping[str, Any], photos: PhotoFolder, root: str
-) -> Iterator[_Frame | Rejected]:
+def _entries(path: Path, content: Mapping[str, Any], photos: PhotoFolder, root: str) -> Iterator[_Frame | Rejected]:
     for i, frame in enumerate(content["frames"]):
         name = frame.get("file_path") if isinstance(frame, dict) else None
         if not isinstance(name, str):

@@ -100,7 +100,7 @@ def test_paths_that_were_written_elsewhere(tmp_path: Path, before: str, given: b
 def test_single_names_that_leave_the_folder_are_left_out(tmp_path: Path) -> None:
     transforms(tmp_path / "data", "images/")
     path = tmp_path / "data/transforms.json"
-    path.write_text(path.read_text().replace("images/photo_03.jpg\"", "../images/photo_03.jpg\""))
+    path.write_text(path.read_text().replace('images/photo_03.jpg"', '../images/photo_03.jpg"'))
     photos_in(tmp_path / "data/images")
     photos_in(tmp_path / "images")
     (rejected,) = read_dataset(tmp_path / "data").rejected

@@ -50,9 +50,7 @@ def test_transforms_of_nerfstudio_win_and_take_the_tracks_of_its_model(
     assert photos.names == tuple(f"images/{name}" for name in capture.names)
     assert np.flatnonzero(photos.is_test).tolist() == [3]
     assert photos.points is not None
-    np.testing.assert_allclose(
-        photos.points.xyz, capture.points.xyz @ transform[:, :3].T + transform[:, 3], atol=1e-12
-    )
+    np.testing.assert_allclose(photos.points.xyz, capture.points.xyz @ transform[:, :3].T + transform[:, 3], atol=1e-12)
     np.testing.assert_array_equal(photos.points.track_offsets, capture.points.track_offsets)
     np.testing.assert_array_equal(photos.points.track_photos, capture.points.track_photos)
     xy, _, _ = photos.cameras.project(2, photos.points.xyz)
@@ -113,9 +111,7 @@ def test_a_model_of_ones_own_wins_and_the_other_file_is_told(tmp_path: Path, cap
     assert read_dataset(tmp_path).num_photos == 6
 
 
-def test_of_transforms_and_blender_files_the_one_read_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_of_transforms_and_blender_files_the_one_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     capture = nerfstudio(tmp_path)
     shutil.rmtree(tmp_path / "colmap")
     frame = {"file_path": f"images/{capture.names[0]}", "transform_matrix": np.eye(4).tolist()}
