@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -234,12 +235,16 @@ def _add_problems(
         seen.add(name)
         problems[i] = problem
 
+    @cache
+    def problem_of(camera: Camera) -> str | None:
+        return camera_problems([camera], downscale)[0]
+
     def inspect(i: int) -> Camera | str:
         camera = listing.cameras[listing.camera_index[i]]
         if isinstance(camera, str):
             return camera
         found = fitted_camera(to_open[i], masks[i], camera) if check_photos else stored_camera(to_open[i], camera)
-        return found if found is camera or isinstance(found, str) else camera_problems([found], downscale)[0] or found
+        return found if found is camera or isinstance(found, str) else problem_of(found) or found
 
     # latency of the disk or network, not the processor, is what takes time here
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
