@@ -16,10 +16,12 @@ from infnerf_tiles.arrays import Int64
 from infnerf_tiles.errors import BudgetError, TrainingError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.index import SceneIndex
+from infnerf_tiles.training.assignment import assignment_margin
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.pixel_store import PATCH_BYTES, chunk_photos, drop_assignments, drop_pixels
 from infnerf_tiles.training.pixel_tasks import AssignTask, PixelTask, assign_photos, cut_photos
 from infnerf_tiles.training.tasks import TrainReport, TrainTask, run_treelet
+from infnerf_tiles.training.views import photos_in_reach
 from infnerf_tiles.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -84,6 +86,19 @@ def cut_waves(keys: Sequence[int], patches: Mapping[int, int], scratch: int) -> 
     return waves
 
 
+def _in_reach(context: Context, roots: Int64, chunks: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The chunks without the photos that none of the treelets (root keys) can get anything from.
+
+    Their patches go to others, and what a treelet gets of a photo depends on that photo alone. The chunks keep their
+    numbers and bounds, so that a treelet's pixels are stored and drawn as if all photos were looked at.
+    """
+    photos = np.array([photo for chunk in chunks for photo in chunk], np.int64)
+    seen = photos_in_reach(context, photos, roots, assignment_margin(context))
+    kept = set(photos[seen].tolist())
+    _log.info("%d of %d photos may see the %d treelets that are left of the band", len(kept), len(photos), len(roots))
+    return [tuple(photo for photo in chunk if photo in kept) for chunk in chunks]
+
+
 class BandTraining:
     """The treelets of one band that are still to be trained; `run` does it."""
 
@@ -109,6 +124,8 @@ class BandTraining:
         self._executor, self._stop, self._commits = executor, stop, Commits(context.store)
         self._scratch, self._tally = scratch, tally
         self._chunks = chunk_photos(context.photos.cameras, context.training_photos)
+        if len(self._todo) < len(self._roots):
+            self._chunks = _in_reach(context, self._todo, self._chunks)
         self._counts: dict[int, dict[int, int]] = {}  # chunk -> root key -> patches
         self._live: list[_Wave] = []
         self._ready: deque[int] = deque()
@@ -145,6 +162,7 @@ class BandTraining:
         jobs = [
             self._pixel_task(chunk, photos, self._roots, everything=everything)
             for chunk, photos in enumerate(self._chunks)
+            if photos
         ]
         each = -(-len(jobs) // (_ASSIGNMENTS_EACH * self._executor.capacity))
         runs = range(0, len(jobs), max(each, 1))
@@ -176,7 +194,7 @@ class BandTraining:
             wanted = set(wave.keys)
             roots = np.array(wave.keys, np.int64)
             for chunk, photos in enumerate(self._chunks):
-                if wanted & self._counts[chunk].keys():
+                if wanted & self._counts.get(chunk, {}).keys():
                     cut = self._pixel_task(chunk, photos, roots)
                     self._executor.submit(f"pixels {wave.keys[0]} {chunk}", cut_photos, cut, trains=False)
                     wave.chunks += 1

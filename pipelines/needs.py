@@ -10,6 +10,7 @@ from infnerf_tiles.pipelines.partition import Partition
 from infnerf_tiles.data.dataset import PosedPhotos
 from infnerf_tiles.data.observers import observers
 from infnerf_tiles.store.bundle import CHUNK_BYTES as BUNDLE_CHUNK_BYTES
+from infnerf_tiles.training.context import decoding_bytes, num_readers
 from infnerf_tiles.training.pixel_store import CHUNK_BYTES, PART_BYTES, RESIDENT_PATCH_BYTES, num_patches
 from infnerf_tiles.training.pixels import PATCH
 from infnerf_tiles.training.seed import MAX_PATCHES
@@ -74,14 +75,15 @@ def task_needs(found: Partition, measured: Calibration, budgets: Budgets) -> Nee
     trees = min(sum(t.band < len(found.bands) - 1 for t in found.treelets), max(around, 1))
     frozen = around * measured.frozen_bytes + trees * measured.tree_bytes
     # surroundings come in as float16 beside the copy that stays
-    cutting = max(CHUNK_BYTES, _patch_bytes(found.photos)) + _decoding_bytes(found)
+    cutting = max(CHUNK_BYTES, _patch_bytes(found.photos)) + decoding_bytes(found.photos)
     assigning = frozen + around * row // 2 + _ASSIGNING_BYTES
     own = _training_bytes(found, measured, capacity) + frozen + PART_BYTES * 3
     own = int(_SLACK * (base + data + max(own, assigning)))
     pixels = int(largest_pixels(found) / PATCH**2 * RESIDENT_PATCH_BYTES * 1.1)
     count = min(found.octree.num_nodes, found.settings.training.seed_nodes)
     seed = count + seed_room(count, found.octree.num_nodes, found.node_limit, found.settings.training.seed_nodes)
-    joint = int(_SLACK * (base + data + _training_bytes(found, measured, seed) + _decoding_bytes(found)))
+    reading = decoding_bytes(found.photos) * (1 if budgets.ram is not None else num_readers(found.photos))
+    joint = int(_SLACK * (base + data + _training_bytes(found, measured, seed) + reading))
     patches = _seed_patches(found) * RESIDENT_PATCH_BYTES
     limit = None
     if budgets.ram is not None:
@@ -154,12 +156,3 @@ def _patch_bytes(photos: PosedPhotos) -> int:
     """Patches of the largest photo for all treelets that see it."""
     most = max(num_patches(camera) for camera in photos.cameras.cameras)
     return int(PIXEL_COPIES * most * RESIDENT_PATCH_BYTES)
-
-
-def _decoding_bytes(found: Partition) -> int:
-    """Of decoding the largest photo, reducing it and building its pyramid."""
-    largest = max(c.width * c.height for c in found.photos.cameras.cameras)
-    scale = found.settings.data.downscale
-    # the file and its pixels; sums of rows and of blocks
-    reducing = 4 * largest * scale**2 + (6 * largest * scale + 12 * largest if scale > 1 else 0)
-    return max(reducing, 3 * largest + 12 * largest)

@@ -110,6 +110,12 @@ def assign_patches(
     return {key: chosen[starts[k] : starts[k + 1]] - bounds[k] for k, key in enumerate(band.root_keys.tolist())}
 
 
+def assignment_margin(context: Context) -> float:
+    """How far around a treelet's cube rays count as passing it, in edges of the cube."""
+    # a voxel of the level above is two cells of the band's root nodes
+    return _MARGIN_VOXELS * 2.0 / context.shape.cells
+
+
 def ending_patches(
     context: Context, arena: Arena, shared: Shared, patches: Patches, band: BandCut, octree: Octree
 ) -> Float64:
@@ -189,8 +195,7 @@ def _cast(
     distance = depth.cpu().numpy() / np.maximum(opacity, 1e-6)
     pairs = ray_treelets(
         samples, weights.cpu().numpy(), unit, towards, top=band.top, root_keys=band.root_keys,
-        # a voxel of the level above is two cells of the band's root nodes
-        margin=_MARGIN_VOXELS * 2.0 / context.shape.cells,
+        margin=assignment_margin(context),
     )  # fmt: skip
     width = np.maximum(distance, 1e-9) * footprint
     fits, wants = (

@@ -28,6 +28,10 @@ from infnerf_tiles.store.stored_cameras import StoredCameras, StoredFiles
 from infnerf_tiles.training.shared import Shared
 
 _POSE_FILES = (".bin", ".txt", ".json", ".ply")
+MOST_READERS = 4
+"""Most photos that are decoded at the same time where nothing else is to be done."""
+READING_BYTES = 1 << 30
+"""Memory for that, unless a single photo takes more."""
 TRAINING_NEAR = 16.0
 """Where training rays start, in finest GSDs: nearer than that a floater fills the view and no photo can correct it."""
 
@@ -125,16 +129,34 @@ class Context:
         return read
 
 
+def decoding_bytes(photos: PosedPhotos) -> int:
+    """Most bytes that decoding the largest photo, reducing it and building its pyramid take."""
+    largest = max(c.width * c.height for c in photos.cameras.cameras)
+    scale = photos.downscale
+    # the file and its pixels; sums of rows and of blocks
+    reducing = 4 * largest * scale**2 + (6 * largest * scale + 12 * largest if scale > 1 else 0)
+    return max(reducing, 3 * largest + 12 * largest)
+
+
+def num_readers(photos: PosedPhotos, threads: int = MOST_READERS) -> int:
+    """Photos that may be decoded at the same time, by so many threads."""
+    return max(1, min(threads, MOST_READERS, READING_BYTES // decoding_bytes(photos)))
+
+
 class PhotoReader:
-    """Reads photos for a task; those whose contents cannot be decoded are left out and taken note of.
+    """Reads photos for a task, from any number of threads; takes note of those whose contents cannot be decoded.
 
     Such a photo is left out by every task that comes across it, so that the order of tasks changes nothing.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.unusable: dict[int, str] = {}
-        """Row of each photo that was left out -> the reason."""
+        self._unusable: dict[int, str] = {}
+
+    @property
+    def unusable(self) -> dict[int, str]:
+        """Row of each photo that was left out -> the reason; by row, whichever was read first."""
+        return dict(sorted(self._unusable.items()))
 
     def read_pyramid(self, photo: int) -> list[tuple[UInt8, Bool | None]] | None:
         """The photo's pyramid levels with masks; None if it is left out. PhotoError if its file is not the expected
@@ -142,7 +164,7 @@ class PhotoReader:
         try:
             return self._context.read_pyramid(photo)
         except DamagedPhotoError as error:
-            self.unusable[photo] = str(error)
+            self._unusable[photo] = str(error)
             return None
 
 

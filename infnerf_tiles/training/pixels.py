@@ -1,8 +1,11 @@
 """Pixels of a treelet: patches of photos at pyramid levels, kept as uint8; rays are made on the fly."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from infnerf_tiles.geometry.camera import PosedCameras
 PATCH = 16
 """Pixels per patch edge."""
 _MOVED_AT_ONCE = 1 << 12
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,25 @@ def patch_points(patches: Patches, per_edge: int) -> Float64:
     return result
 
 
+def _read(photos: Sequence[int], read: Callable[[int], _Read], readers: int) -> Iterator[_Read]:
+    """What `read` gives for each photo, in their order; at most `readers` of them are in hand before they are taken."""
+    if readers < 2 or len(photos) < 2:
+        yield from map(read, photos)
+        return
+    with ThreadPoolExecutor(readers) as pool:
+        ahead: deque[Future[_Read]] = deque()
+        try:
+            for photo in photos:
+                if len(ahead) == readers:
+                    yield ahead.popleft().result()
+                ahead.append(pool.submit(read, photo))
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
 class PixelSet:
     """The pixels that one training draws from: uint8 patches in memory."""
 
@@ -103,9 +126,9 @@ class PixelSet:
 
     @classmethod
     def gather(
-        cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]] | None]
+        cls, patches: Patches, read_pyramid: Callable[[int], list[tuple[UInt8, Bool | None]] | None], readers: int = 1
     ) -> "PixelSet":
-        """Read the patches photo by photo; those without a usable pixel go.
+        """Read the patches photo by photo, up to `readers` of them at a time; those without a usable pixel go.
 
         Args:
             read_pyramid: photo -> list over pyramid levels of (uint8 [h, w, 3], mask bool [h, w] or None); None for a
@@ -116,11 +139,11 @@ class PixelSet:
         valid = np.zeros((n, PATCH, PATCH), np.bool_)
         order = np.argsort(patches.photo, kind="stable")
         bounds = np.flatnonzero(np.diff(patches.photo[order], prepend=-1, append=-1))
-        for first, last in itertools.pairwise(bounds):
-            members = order[first:last]
-            levels = read_pyramid(int(patches.photo[members[0]]))
+        photos = patches.photo[order[bounds[:-1]]].tolist()
+        for (first, last), levels in zip(itertools.pairwise(bounds), _read(photos, read_pyramid, readers), strict=True):
             if levels is None:
                 continue
+            members = order[first:last]
             for k in members:
                 image, mask = levels[int(patches.pyramid[k])]
                 y, x = int(patches.row[k]) * PATCH, int(patches.column[k]) * PATCH

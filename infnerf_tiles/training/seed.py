@@ -4,14 +4,21 @@ import numpy as np
 
 from infnerf_tiles.arrays import Bool, Float64, Int32, Int64
 from infnerf_tiles.data.observers import observers
-from infnerf_tiles.geometry.node_id import ancestor_keys, key_levels
-from infnerf_tiles.geometry.octree import Octree
+from infnerf_tiles.data.photos import num_pyramid_levels
+from infnerf_tiles.geometry.node_id import ancestor_keys, encode_keys, key_levels
+from infnerf_tiles.geometry.octree import Octree, inside_unit, unit_cells
 from infnerf_tiles.training.context import Context
 from infnerf_tiles.training.pixel_store import chunk_photos
 from infnerf_tiles.training.pixels import Patches, all_patches, join_patches, patch_points
+from infnerf_tiles.training.views import photos_in_reach
 
 MAX_PATCHES = 1 << 18
 """Most patches of the seed stage (768 bytes each)."""
+MAX_PHOTOS = 1024
+"""Most photos that the seed stage opens where it samples a larger octree: what a region learns from does not grow with
+the collection, and each photo's coarsest patches are some of all."""
+_REGION_SHARE = 0.75
+"""Of them, at most, for the sampled regions; the rest are from everywhere, for the coarse levels."""
 _COARSE_SHARE = 0.25
 
 
@@ -57,14 +64,17 @@ def seed_patches(context: Context, own: Int64, everything: Int64, most: int = MA
     """The patches of the training photos that the seed stage's nodes can explain.
 
     Where the octree is deeper than the sample, a patch stays if the sample is as deep as its pixels want, judged by the
-    nearest sparse point of its photo; so do the coarsest patches of every photo. More than `most` are thinned at
-    random. Photos are looked at in runs: the patches of a large collection would not fit into memory.
+    nearest sparse point of its photo; so do the coarsest patches of every photo that is looked at (`seed_photos`). More
+    than `most` are thinned at random. Photos are looked at in runs: the patches of a large collection would not fit
+    into memory.
     """
     octree = Octree.from_keys(own) if len(own) < len(everything) else None
     sightings = _Sightings(context) if octree is not None else None
+    photos = context.training_photos if sightings is None else seed_photos(context, own, sightings, MAX_PHOTOS)
     kept: list[Patches] = []
     luck: list[Float64] = []
-    for run in chunk_photos(context.photos.cameras, context.training_photos):
+    worst = 1.0
+    for run in chunk_photos(context.photos.cameras, photos):
         patches = all_patches(context.photos.cameras, run)
         # by photo, so that neither the order nor the size of the runs counts
         chance = np.concatenate(
@@ -73,14 +83,44 @@ def seed_patches(context: Context, own: Int64, everything: Int64, most: int = MA
                 for photo, count in zip(*np.unique(patches.photo, return_counts=True), strict=True)
             ]
         )
+        if worst < 1.0:  # those that are thinned out for sure need no further look
+            lucky = chance <= worst
+            patches, chance = patches.select(lucky), chance[lucky]
         if octree is not None and sightings is not None:
             explained = _explained(context, patches, octree, sightings)
             patches, chance = patches.select(explained), chance[explained]
         kept, luck = [*kept, patches], [*luck, chance]
         if sum(p.count for p in kept) > 2 * most:
             kept, luck = _luckiest(kept, luck, most)
+            worst = float(luck[0].max())
     kept, _ = _luckiest(kept, luck, most)
     return kept[0]
+
+
+def seed_photos(context: Context, own: Int64, sightings: "_Sightings", most: int) -> list[int]:
+    """Rows of the training photos that the seed stage of a sample looks at: all, if they are at most so many.
+
+    Else photos drawn at random, first those that show the sample's regions of the finest band: by the points that they
+    saw there; without tracks, those whose images its cubes may be in.
+    """
+    photos = np.array(context.training_photos, np.int64)
+    if len(photos) <= most:
+        return context.training_photos
+    photos = np.random.default_rng((context.settings.training.seed, 4)).permutation(photos)
+    top = context.store.header.band_levels[-1]
+    deep = own[key_levels(own) >= top]
+    regions = np.unique(ancestor_keys(deep, np.full(len(deep), top)))
+    points = context.photos.points
+    if points is None or not len(points.track_photos):
+        shows = photos_in_reach(context, photos, regions) if top else np.zeros(len(photos), np.bool_)
+    else:
+        unit = context.store.header.root.to_unit(points.xyz)
+        inside = inside_unit(unit)
+        inside[inside] = np.isin(encode_keys(top, unit_cells(unit[inside], top)), regions)
+        shows = np.isin(photos, sightings.photos(inside)) if top else np.zeros(len(photos), np.bool_)
+    first = photos[shows][: int(most * _REGION_SHARE)]
+    rest = photos[~np.isin(photos, first)][: most - len(first)]
+    return sorted([*first.tolist(), *rest.tolist()])
 
 
 def _luckiest(kept: list[Patches], luck: list[Float64], most: int) -> tuple[list[Patches], list[Float64]]:
@@ -106,6 +146,11 @@ class _Sightings:
             counts = np.bincount(seen.photos, minlength=context.photos.num_photos)
             self._start = np.concatenate([[0], np.cumsum(counts)])
 
+    def photos(self, chosen: Bool) -> Int64:
+        """Rows of the photos that saw any of the chosen points, bool[m]; sorted."""
+        seen: Int64 = np.unique(np.searchsorted(self._start, np.flatnonzero(chosen[self._owner]), side="right") - 1)
+        return seen
+
     def points(self, photo: int) -> Int32:
         """Rows of the points that a photo sees."""
         return self._owner[self._start[photo] : self._start[photo + 1]]
@@ -120,10 +165,8 @@ def _explained(context: Context, patches: Patches, octree: Octree, sightings: _S
     wanted = np.log2(context.gsd_root * cameras.focals[patches.photo] / (distance * np.exp2(patches.pyramid)))
     unit = root.to_unit(origins + distance[:, None] * directions)
     deepest = octree.deepest_level(unit)
-    coarsest: Bool = np.zeros(patches.count, np.bool_)
-    for photo in np.unique(patches.photo).tolist():
-        mine = patches.photo == photo
-        coarsest |= mine & (patches.pyramid == patches.pyramid[mine].max())
+    levels = np.array([num_pyramid_levels(c.width) for c in cameras.cameras])
+    coarsest: Bool = patches.pyramid == levels[cameras.camera_index[patches.photo]] - 1
     explained: Bool = coarsest | (wanted <= deepest + 0.5)
     return explained
 

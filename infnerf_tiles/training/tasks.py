@@ -26,7 +26,7 @@ from infnerf_tiles.store.journal import JournalRecord, write_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint, read_checkpoint, write_checkpoint
 from infnerf_tiles.training import checkpoint
-from infnerf_tiles.training.context import Context, PhotoReader, scene_photos
+from infnerf_tiles.training.context import Context, PhotoReader, num_readers, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
 from infnerf_tiles.training.pixel_store import RESIDENT_PATCH_BYTES, StreamedPixels, open_pixels
@@ -152,7 +152,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
     Writes the warm rows into the task's slots and leaves the rest to `take_up_seed_result`, which the caller calls.
     Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
     """
-    set_threads(task.threads)
+    threads = set_threads(task.threads)
     started = time.monotonic()
     with SceneStore.open(task.scene, "r+", sweep=False) as store:
         context = open_context(task, store)
@@ -167,7 +167,9 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
         )
         most = MAX_PATCHES if task.pixel_bytes is None else min(MAX_PATCHES, task.pixel_bytes // RESIDENT_PATCH_BYTES)
         reader = PhotoReader(context)
-        pixels = PixelSet.gather(seed_patches(context, keys, index.keys, most), reader.read_pyramid)
+        # a budget counts one photo
+        readers = 1 if task.pixel_bytes is not None else num_readers(context.photos, threads)
+        pixels = PixelSet.gather(seed_patches(context, keys, index.keys, most), reader.read_pyramid, readers)
         if reader.unusable and not pixels.num_pixels:
             raise PhotoError(
                 f"photos: expected some that can be decoded, got none among the {len(reader.unusable)} of the seed "

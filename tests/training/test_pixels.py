@@ -1,5 +1,7 @@
 """Patches and the pixels drawn from them."""
 
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,9 @@ from training.small_scenes import ring
 
 from infnerf_tiles.arrays import Bool, UInt8
 from infnerf_tiles.data.photos import mask_pyramid, num_pyramid_levels, pyramid
+from infnerf_tiles.errors import PhotoError
 from infnerf_tiles.geometry.camera import Camera, PosedCameras
+from infnerf_tiles.training import pixels
 from infnerf_tiles.training.pixels import PATCH, PixelSet, all_patches, patch_points
 
 ODD = Camera("PINHOLE", 275, 133, (200.0, 200.0, 137.5, 66.5))
@@ -157,3 +161,49 @@ def test_patch_points_are_spread_over_the_patch() -> None:
     k = int(np.flatnonzero((patches.pyramid == 1) & (patches.column == 2) & (patches.row == 1))[0])
     assert one[k].tolist() == [[2 * (32 + 8), 2 * (16 + 8)]]
     assert four[k].tolist() == [[72.0, 40.0], [88.0, 40.0], [72.0, 56.0], [88.0, 56.0]]
+
+
+def test_photos_are_read_a_few_at_a_time_with_the_same_result() -> None:
+    cameras = cameras_of(ODD, 9)
+    patches = all_patches(cameras, range(9))
+    lock, begun, done = threading.Lock(), 0, 0
+
+    def read(photo: int) -> list[tuple[UInt8, Bool | None]] | None:
+        nonlocal begun, done
+        with lock:
+            begun += 1
+            assert begun - done <= 3  # decoded side by side
+        time.sleep(0.002 * (photo % 3))  # so that they end in another order
+        with lock:
+            done += 1
+        return None if photo == 4 else levels_of(ramp(ODD) + np.uint8(photo))
+
+    alone = PixelSet.gather(patches, read)
+    side_by_side = PixelSet.gather(patches, read, 3)
+    assert np.array_equal(alone.rgb, side_by_side.rgb)
+    assert np.array_equal(alone.valid, side_by_side.valid)
+    assert np.array_equal(alone.patches.photo, side_by_side.patches.photo)
+    assert set(alone.patches.photo.tolist()) == set(range(9)) - {4}
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_of_photos_read_ahead_few_wait_and_an_error_ends_it(readers: int) -> None:
+    taken: list[int] = []
+    begun: list[int] = []
+
+    def read(photo: int) -> int:
+        begun.append(photo)
+        if photo == 7:
+            raise PhotoError("gone")
+        return photo
+
+    def take() -> None:
+        for photo in pixels._read(range(20), read, readers):
+            taken.append(photo)
+            time.sleep(0.002)
+            assert len(begun) - len(taken) <= readers
+
+    with pytest.raises(PhotoError, match="gone"):
+        take()
+    assert taken == list(range(7))
+    assert max(begun) <= 7 + readers
