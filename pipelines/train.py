@@ -105,6 +105,7 @@ def train(
     place = place or Workplace(threads=threads)
     summary, budgets = Tally(), budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
+        store.check_built()
         if any([finish_redo(store), finish_renewal(store)]):
             forget_capacities(store)
         inputs = scene_inputs(store.header)
