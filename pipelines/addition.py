@@ -85,6 +85,7 @@ def add_photos(
     (more nodes than octree.max_nodes), StoreError (no scene, or another process is changing it).
     """
     with SceneStore.open(scene, "r+") as store, store.exclusive():
+        store.check_built()
         finish_redo(store)
         finish_renewal(store)
         if not store.has_small("decoder"):

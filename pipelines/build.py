@@ -9,15 +9,13 @@ from infnerf_tiles.pipelines.calibrate import calibrate
 from infnerf_tiles.pipelines.coverage import Coverage, cover, write_map
 from infnerf_tiles.pipelines.partition import partition
 from infnerf_tiles.pipelines.plan import Budgets, fit
+from infnerf_tiles.pipelines.room import check_room, room_for
 
 from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.data.marks import read_marks
-from infnerf_tiles.errors import StoreError
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.store.documents import DOCUMENT
 from infnerf_tiles.store.index import SceneIndex
-from infnerf_tiles.store.root import KNOWN_NAMES
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.schema import SceneHeader
 from infnerf_tiles.store.stored_cameras import StoredFiles
@@ -73,8 +71,10 @@ def build(
 
     bounds: (x, y, z, X, Y, Z) of what the root cube has to hold, world units. Errors: DatasetError, CameraError,
     SettingsError, BudgetError (more nodes than octree.max_nodes, or nothing fits the budgets), StoreError (there is a
-    scene already). budgets: lower the treelets until their training fits.
+    scene already, or another process writes to it). overwrite: a scene that is there is replaced; what an interrupted
+    build left there is in any case. budgets: lower the treelets until their training fits.
     """
+    check_room(scene, overwrite)
     photos = read_dataset(data, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
     found = partition(photos, settings, bounds)
     if budgets is not None and budgets != Budgets():
@@ -111,8 +111,7 @@ def build(
     )
     marks = read_marks(photos.paths, photos.mask_paths)
     files = StoredFiles(marks.num_bytes, marks.mtime_ns, marks.digest)
-    _make_room(scene, overwrite)
-    with SceneStore.create(scene, header) as store:
+    with room_for(scene, overwrite), SceneStore.create(scene, header) as store:
         store.write_cameras(photos.cameras, photos.names, photos.is_test, files)
         store.commit(SceneIndex.planned(found.treelets))
     coverage = cover(found)
@@ -135,18 +134,3 @@ def build(
         coverage=coverage,
         peak_bytes=peak_memory(),
     )
-
-
-def _make_room(scene: str, overwrite: bool) -> None:
-    path = Path(scene)
-    if "://" in scene or not path.exists() or not any(path.iterdir() if path.is_dir() else [path]):
-        return
-    if not overwrite:
-        raise StoreError(f"scene {scene}: there is something already; train it, or build elsewhere or with --overwrite")
-    # a Zarr store of another kind has the document too, and a scene may lie among other files
-    foreign = {entry.name for entry in path.iterdir()} - KNOWN_NAMES - {DOCUMENT} if path.is_dir() else {path.name}
-    if foreign or not (path / DOCUMENT).is_file():
-        raise StoreError(f"scene {scene}: expected a scene to overwrite, got other files; they are left alone")
-    import shutil
-
-    shutil.rmtree(path)

@@ -113,6 +113,7 @@ def train(
     place = place or Workplace(threads=threads)
     budgets = budgets or Budgets()
     with SceneStore.open(scene, "r+") as store, store.exclusive():
+        store.check_built()
         if any([finish_redo(store), finish_renewal(store)]):
             forget_capacities(store)
         inputs = scene_inputs(store.header)

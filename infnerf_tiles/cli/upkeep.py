@@ -38,6 +38,7 @@ def info(terminal: Terminal, scene: str, treelets: bool) -> None:
     from infnerf_tiles.store.facts import info as read_facts
 
     with SceneStore.open(scene) as store:
+        store.check_built()
         facts = read_facts(store)
         index = store.read_index()
         rows = _treelet_rows(store, index) if treelets else []

@@ -61,6 +61,7 @@ class Scene:
     @classmethod
     def of_store(cls, store: SceneStore) -> Self:
         """The scene of a store that is already open; errors as in `open`."""
+        store.check_built()
         header = store.header
         # what else is kept beside the settings (where the photos were) is no business of drawing
         sections = {name: header.settings[name] for name in Settings.model_fields if name in header.settings}

@@ -143,6 +143,14 @@ class SceneStore:
         """Number of the index generation last seen; 0 before the first commit."""
         return self._root.generation
 
+    def check_built(self) -> None:
+        """StoreError if nothing was ever committed: then whoever made the scene was interrupted, or is still at it."""
+        if self.generation == 0:
+            raise StoreError(
+                f"scene {self.name}: expected a scene, got one whose 'build' was interrupted (or has not finished yet);"
+                " build it again"
+            )
+
     def refresh(self) -> None:
         """See what has been committed since."""
         self._root = read_root(self._data)
