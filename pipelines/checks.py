@@ -132,56 +132,76 @@ def _accept_photos(context: Context, stored: StoredCameras, files: StoredFiles, 
 
 
 def check_same(context: Context, accept_changes: bool) -> None:
-    """SettingsError if a trained treelet was made with other settings or photos, unless that is accepted.
+    """SettingsError if what is trained was made with other settings or photos, unless that is accepted.
 
-    What is accepted is written into the scene: the new settings are its own from then on.
+    The settings given before anything is trained become the scene's own; so do those that are accepted.
     """
-    index = context.store.read_index()
+    store = context.store
+    index, inputs = store.read_index(), scene_inputs(store.header)
+    stored = scene_settings(store.header)
+    changes = _changed_settings(stored, context.settings)
+    trained = index.root_keys[index.treelet_states == TreeletState.TRAINED]
+    if not len(trained) and not store.has_small("decoder"):
+        if changes:
+            store.change_settings(stored_settings(_own(stored, context.settings), inputs))
+        return
     now = (settings_fingerprint(context.settings), inputs_fingerprint(context))
-    changes = _changed_settings(scene_settings(context.store.header), context.settings)
-    inputs = scene_inputs(context.store.header)
     accepted = set(inputs.accepted)
-    for key in index.root_keys[index.treelet_states == TreeletState.TRAINED].tolist():
-        record = read_record(context.store, str(NodeId.from_key(key)))
+    fitting = 0
+    for key in trained.tolist():
+        record = read_record(store, str(NodeId.from_key(key)))
         if record is None:
             continue
-        what = [
-            name
-            for name, then, current in (
-                (f"the settings{changes}", record.settings_fingerprint, now[0]),
-                ("the photos or their poses", record.inputs_fingerprint, now[1]),
-            )
-            if then != current and f"{then}:{current}" not in accepted
-        ]
+        former = (record.settings_fingerprint, record.inputs_fingerprint)
+        pairs = [None if then == current else f"{then}:{current}" for then, current in zip(former, now, strict=True)]
+        other = [pair is not None and pair not in accepted for pair in pairs]
         if accept_changes:
-            former = (record.settings_fingerprint, record.inputs_fingerprint)
-            accepted |= {f"{then}:{current}" for then, current in zip(former, now, strict=True) if then != current}
-        elif what:
-            raise SettingsError(
-                f"treelet {record.treelet}: {' and '.join(what)} changed since it was trained; go on with "
-                "--accept-changes, or put them back"
-            )
-    if accept_changes:
-        _accept(context, inputs, accepted)
+            accepted.update(pair for pair in pairs if pair is not None)
+        elif any(other):
+            _refuse(record.treelet, other, changes)
+        fitting += pairs[0] is None
+    if changes and not accept_changes and not fitting:
+        raise SettingsError(_changed_message(f"scene {store.name}", changes))
+    if changes or accept_changes:
+        document = stored_settings(_own(stored, context.settings), replace(inputs, accepted=tuple(sorted(accepted))))
+        if document != store.header.settings:
+            store.change_settings(document)
 
 
-def _accept(context: Context, inputs: Inputs, accepted: set[str]) -> None:
-    document = stored_settings(context.settings, replace(inputs, accepted=tuple(sorted(accepted))))
-    if document != context.store.header.settings:
-        context.store.change_settings(document)
+def _refuse(treelet: str, other: Sequence[bool], changes: Sequence[str]) -> None:
+    """other: whether settings and photos are others than those that the treelet was trained with."""
+    if other[0] and changes:
+        raise SettingsError(_changed_message(f"treelet {treelet}", changes))
+    named = ("the settings (those of the scene are not the ones that it was trained with)", "the photos or their poses")
+    what = [name for name, is_other in zip(named, other, strict=True) if is_other]
+    raise SettingsError(
+        f"treelet {treelet}: {' and '.join(what)} changed since it was trained; go on with --accept-changes, or put "
+        "them back"
+    )
 
 
-def _changed_settings(stored: Settings, now: Settings) -> str:
-    """What differs from the scene's own settings, as text in brackets; nothing if nothing does."""
-    before, after = stored.model_dump(), now.model_dump()
-    different = [
+def _changed_message(name: str, changes: Sequence[str]) -> str:
+    return (
+        f"{name}: expected the settings that it was trained with, got {', '.join(changes)}; leave them out, or go on "
+        "with --accept-changes, which keeps what is trained and stores them"
+    )
+
+
+def _own(stored: Settings, given: Settings) -> Settings:
+    """The settings to keep: not how to draw, nor where it is computed this time."""
+    training = given.training.model_copy(update={"device": stored.training.device})
+    return given.model_copy(update={"rendering": stored.rendering, "training": training})
+
+
+def _changed_settings(stored: Settings, given: Settings) -> list[str]:
+    """What differs from the scene's own settings of what matters to what is learned, as texts."""
+    before, after = stored.model_dump(), _own(stored, given).model_dump()
+    return [
         f"{section}.{key} {after[section][key]!r} instead of {value!r}"
         for section, values in before.items()
-        if section != "rendering"
         for key, value in values.items()
         if after[section][key] != value
     ]
-    return f" ({', '.join(different)})" if different else ""
 
 
 def plan_redo(store: SceneStore, redo: str) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from infnerf_tiles.pipelines.acceptance import Acceptance
 
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.index import SceneIndex, TreeletState
@@ -29,14 +30,19 @@ def _committed(store: SceneStore, index: SceneIndex, records: Sequence[JournalRe
 
 
 def take_up_finished(store: SceneStore) -> SceneIndex:
-    """Take up treelets whose record was complete when the driver died before it could commit them; the index then."""
-    index = store.read_index()
-    planned = index.root_keys[index.treelet_states == TreeletState.PLANNED]
+    """Take up treelets whose record was complete when the driver died before it could commit them; the index then.
+
+    A record of other settings or photos than the scene's is left alone: its treelet is trained again.
+    """
+    index, acceptance = store.read_index(), Acceptance(store)
+    untrained = index.root_keys[index.treelet_states != TreeletState.TRAINED]
     recorded = np.array([NodeId.parse(name).key for name in record_names(store)], np.int64)
     finished = []
-    for key in planned[np.isin(planned, recorded)].tolist():
+    for key in untrained[np.isin(untrained, recorded)].tolist():
         record = read_record(store, str(NodeId.from_key(key)))
-        if record is not None and record.status == TreeletState.TRAINED and rows_exist(store, record):
+        if record is None or record.status != TreeletState.TRAINED or not acceptance.holds(record):
+            continue
+        if rows_exist(store, record):
             _log.info("treelet %s: trained before the last stop, taken up", record.treelet)
             finished.append(record)
     return _committed(store, index, finished)

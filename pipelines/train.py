@@ -116,6 +116,8 @@ def train(
         store.check_built()
         if any([finish_redo(store), finish_renewal(store)]):
             forget_capacities(store)
+        if not store.has_small("decoder") and take_up_seed_result(store):
+            _log.info("seed stage: done before the last stop, taken up")
         inputs = scene_inputs(store.header)
         task = TrainTask(
             scene=scene if "://" in scene else str(Path(scene).resolve()),
@@ -200,9 +202,6 @@ def _pixels_given(store: SceneStore, index: SceneIndex) -> int:
 
 
 def _seed_stage(store: SceneStore, task: TrainTask, place: Workplace, executor: Executor, tally: Tally) -> None:
-    if take_up_seed_result(store):
-        _log.info("seed stage: done before the last stop, taken up")
-        return
     capacity = seed_capacity(store.read_index(), store.header.band_levels, task.settings, node_limit(store))
     nodes, bases = store.allocate(capacity), store.allocate_treelets(capacity + 1)
     job = replace(
