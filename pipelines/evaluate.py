@@ -139,7 +139,8 @@ def evaluate(
         rows = _chosen(opened, photos, split, limit)
         with Renderer(opened, memory_budget, threads=threads, device=device) as renderer:
             scorer = _Scorer(opened, renderer, lod_bias)
-            heights = [num_pyramid_levels(opened.cameras.camera(row).width) for row, _ in rows]
+            cameras = [opened.cameras.camera(row) for row, _ in rows]
+            heights = [num_pyramid_levels(camera.width, camera.height) for camera in cameras]
             total, done = sum(heights), 0
             unusable: list[Rejected] = []
             for (row, photo), height in zip(rows, heights, strict=True):

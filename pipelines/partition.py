@@ -80,7 +80,7 @@ class Partition:
         """Pixels of all training photos and their pyramids."""
         photos = np.bincount(self.photos.cameras.camera_index[~self.photos.is_test])
         return sum(
-            int(n) * sum((c.width >> p) * (c.height >> p) for p in range(num_pyramid_levels(c.width)))
+            int(n) * sum((c.width >> p) * (c.height >> p) for p in range(num_pyramid_levels(c.width, c.height)))
             for n, c in zip(photos, self.photos.cameras.cameras, strict=False)
         )
 

@@ -184,7 +184,7 @@ class _PhotoFiles:
 
 
 def _levels(rgb: UInt8, mask: Bool | None) -> list[tuple[UInt8, Bool | None]]:
-    levels = num_pyramid_levels(rgb.shape[1])
+    levels = num_pyramid_levels(rgb.shape[1], rgb.shape[0])
     images = pyramid(rgb, levels)
     masks: Sequence[Bool | None] = [None] * levels if mask is None else mask_pyramid(mask, levels)
     return list(zip(images, masks, strict=True))

@@ -1,5 +1,6 @@
 """`build` and `train`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -261,8 +262,8 @@ def _train_tables(summary: "TrainSummary") -> list[RenderableType]:
     }
     tables = [facts_table("training", facts)]
     if summary.reports:
-        # the worst ones need a look first
-        worst = sorted(summary.reports, key=lambda report: report.psnr)[:_MAX_ROWS]
+        # the worst ones need a look first; one that no photo shows has nothing to be bad at
+        worst = sorted(summary.reports, key=lambda r: math.inf if r.psnr is None else r.psnr)[:_MAX_ROWS]
         title = "treelets" + (f": the {_MAX_ROWS} of the lowest PSNR" if len(summary.reports) > _MAX_ROWS else "")
         rows = [(r.treelet, r.nodes, r.steps, decibel(r.psnr), f"{r.seconds:.1f}") for r in worst]
         tables.append(table(title, ("treelet", "nodes", "steps", "PSNR (training)", "seconds"), rows))

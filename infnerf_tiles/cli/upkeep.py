@@ -1,5 +1,6 @@
 """`info`, `verify`, `gc` and `pack`."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,8 @@ def _seconds(value: float | None) -> str:
 def verify(terminal: Terminal, scene: str, repair: bool) -> int:
     """Read every shard of SCENE and compare it with its checksum and the journal.
 
-    Exit code 5 if something is damaged and was not repaired. Damaged regions are never drawn: coarser levels stand in
+    Exit code 5 if something is damaged and was not repaired. Beside a running training it reads what has changed again;
+    with --repair it wants the scene for itself. Damaged regions are never drawn: coarser levels stand in
     for them until they are trained again.
 
     \b
@@ -161,7 +163,12 @@ def verify(terminal: Terminal, scene: str, repair: bool) -> int:
     from infnerf_tiles.store.repair import repair as mend
     from infnerf_tiles.store.verify import verify as check
 
-    with _open_to_verify(terminal, scene, repair) as store, terminal.progress() as bars:
+    with ExitStack() as stack:
+        store = stack.enter_context(_open_to_verify(terminal, scene, repair))
+        store.check_built()
+        if repair:  # nobody may change what is read before it is mended
+            stack.enter_context(store.exclusive())
+        bars = stack.enter_context(terminal.progress())
         bar = bars.add_task("reading", total=None)
         report = check(store, lambda done, total: bars.update(bar, completed=done, total=total))
         document = report.to_json()
@@ -187,6 +194,12 @@ def verify(terminal: Terminal, scene: str, repair: bool) -> int:
         again = f": infnerf-tiles train {scene}" if mended.planned_treelets else ""
         terminal.say(f"repaired; {len(mended.planned_treelets)} treelets are to be trained again{again}")
         return 0
+    if report.moved:
+        terminal.error(
+            f"scene {scene}: {len(report.damage)} things seem damaged, but another process kept changing the scene "
+            "while it was read; verify it again when that has finished"
+        )
+        return _DAMAGED
     terminal.error(f"scene {scene}: {len(report.damage)} things are damaged; infnerf-tiles verify {scene} --repair")
     return _DAMAGED
 

@@ -13,11 +13,12 @@ _MAX_FACTOR = 4096  # 255 · 4096² still fits uint32
 _Pixel = TypeVar("_Pixel", np.uint8, np.float32)
 
 
-def num_pyramid_levels(width: int) -> int:
-    """Number of pyramid levels of a photo `width` pixels wide: the coarsest is the last one at least 64 pixels wide."""
-    if width < 1:
-        raise ValueError(f"photo width: expected at least 1 pixel, got {width}")
-    return max(1, (width // MIN_PYRAMID_WIDTH).bit_length())
+def num_pyramid_levels(width: int, height: int) -> int:
+    """Number of pyramid levels of a photo of that many pixels: the coarsest is the last one at least 64 pixels wide and
+    one high."""
+    if width < 1 or height < 1:
+        raise ValueError(f"photo: expected at least 1 x 1 pixels, got {width} x {height}")
+    return max(1, min((width // MIN_PYRAMID_WIDTH).bit_length(), height.bit_length()))
 
 
 def reduce_box(image: NDArray[_Pixel], factor: int) -> NDArray[_Pixel]:

@@ -14,6 +14,8 @@ from infnerf_tiles.store.root import SMALL_GROUPS
 from infnerf_tiles.store.row_arrays import ROW_KINDS, RowKind
 from infnerf_tiles.store.scene_store import SceneStore
 
+_PIXELS = "pixels"
+
 
 class Collected(NamedTuple):
     """num_slots: node and base slots freed. num_bytes: bytes freed in all, leftovers included."""
@@ -23,7 +25,8 @@ class Collected(NamedTuple):
 
 
 def collect_garbage(store: SceneStore) -> Collected:
-    """Delete rows that neither the current index nor a journal record names, and leftovers of interrupted writers.
+    """Delete rows that neither the current index nor a journal record names, and leftovers of interrupted writers:
+    pixels too, which every training makes anew.
 
     The spare index is first brought up to date, so that falling back to it loses nothing. A reader that still uses an
     older generation gets DamagedNodeError for rows that went, never another node's row: slot numbers are not used
@@ -52,7 +55,8 @@ def collect_garbage(store: SceneStore) -> Collected:
                     store.data.remove(key)
                     freed.add((kind == "base", slot))
         trained = {treelet for treelet, state in treelets.items() if state == TreeletState.TRAINED}
-        num_bytes += sum(_remove_folder(store, folder) for folder in list(_leftovers(store, treelets.keys() - trained)))
+        folders = [_PIXELS, *_leftovers(store, treelets.keys() - trained)]
+        num_bytes += sum(_remove_folder(store, folder) for folder in folders)
         sweep_partial_files(store.data)
         return Collected(len(freed), num_bytes)
 

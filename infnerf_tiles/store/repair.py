@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError
+from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError, StoreError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.documents import DOCUMENT, document_key, group_document, plain_group_document, read_document
 from infnerf_tiles.store.guarded import GuardedStore
@@ -41,10 +41,16 @@ def repair(store: SceneStore, report: VerifyReport) -> RepairReport:
     index gives way to the previous generation and what the journal has since. A damaged record is dropped. Array
     metadata is written anew from the header.
     DamagedStoreError, after everything else is mended, for what cannot be: decoder, appearance, background and cameras
-    have no second copy; or at once if no generation of the index can be read. StoreError while another process writes.
+    have no second copy; or at once if no generation of the index can be read. StoreError while another process writes,
+    and if one has committed since the report: hold `SceneStore.exclusive` over both.
     """
     with store.exclusive():
         store.refresh()
+        if store.generation != report.generation:
+            raise StoreError(
+                f"scene {store.name}: expected generation {report.generation}, which was verified, but "
+                f"{store.generation} has been committed since; verify it again"
+            )
         metadata = report.names("metadata")
         store.rows.write_metadata(store.header, [kind for kind in ROW_KINDS if kind in metadata])
         for name in metadata:

@@ -1,8 +1,10 @@
 """Verification: read everything that the scene needs and name what is damaged."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -17,8 +19,10 @@ from infnerf_tiles.store.root import CONTAINERS, SMALL_GROUPS
 from infnerf_tiles.store.row_arrays import ROW_KINDS, RowArrays, RowKind
 from infnerf_tiles.store.scene_store import SceneStore
 
+_log = logging.getLogger(__name__)
 DamageKind = Literal["node", "base", "journal", "group", "metadata", "index", "spare index"]
 _THREADS = 4
+_MOST_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +37,15 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` read and what of it is damaged."""
+    """What `verify` read and what of it is damaged. moved: whether a writer was at it whenever the scene was read, so
+    that what seems damaged may only have been replaced."""
 
     scene: str
     generation: int
     nodes_checked: int
     bases_checked: int
     damage: tuple[Damage, ...]
+    moved: bool = False
 
     @property
     def ok(self) -> bool:
@@ -68,6 +74,7 @@ class VerifyReport:
             "generation": self.generation,
             "nodes_checked": self.nodes_checked,
             "bases_checked": self.bases_checked,
+            "moved": self.moved,
             "damage": [{"kind": d.kind, "name": d.name, "treelet": d.treelet, "reason": d.reason} for d in self.damage],
         }
 
@@ -77,12 +84,31 @@ def verify(store: SceneStore, progress: Callable[[int, int], None] | None = None
 
     `progress` is called with (rows done, rows in all). Where the current index is damaged, the rows of the one that
     `repair` would restore are checked. Nothing is changed and nothing raised for damage; UnreachableError if a server
-    fails, which says nothing about the scene.
+    fails, which says nothing about the scene. If something seems damaged and another generation has been committed
+    meanwhile, everything is read again, up to three times in all.
     """
+    for _ in range(_MOST_ROUNDS):
+        before = _newest(store)
+        report = _verify_once(store, progress)
+        if report.ok or _newest(store) == before:
+            return report
+        _log.info("scene %s: it was changed while it was being read", store.name)
+    return replace(report, moved=True)
+
+
+def _newest(store: SceneStore) -> int:
+    """The generation that the root document names, or last named if it is damaged."""
+    with suppress(DamagedStoreError):
+        store.refresh()
+    return store.generation
+
+
+def _verify_once(store: SceneStore, progress: Callable[[int, int], None] | None) -> VerifyReport:
     found = list(_metadata(store))
     arrays = RowArrays(store.data, store.header, assumed=[damage.name for damage in found])
     found += _groups(store)
     index, index_damage = _index(store)
+    generation = store.generation
     found += [*index_damage, *_journal(store, index)]
     rows = _rows_to_read(index)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -97,7 +123,7 @@ def verify(store: SceneStore, progress: Callable[[int, int], None] | None = None
         found.append(Damage(kind="group", name="decoder", reason="it is missing although nodes are trained"))
     return VerifyReport(
         scene=store.name,
-        generation=store.generation,
+        generation=generation,
         nodes_checked=sum(kind == "params" for kind, _ in rows),
         bases_checked=sum(kind == "base" for kind, _ in rows),
         damage=tuple(_once(found)),

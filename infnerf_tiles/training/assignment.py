@@ -226,7 +226,7 @@ def _level_fits(
     coarse_enough = wanted <= band.bottom + margin
     nothing_below = octree.deepest_level(unit) <= band.bottom
     cameras = context.photos.cameras
-    levels = np.array([num_pyramid_levels(c.width) for c in cameras.cameras])
+    levels = np.array([num_pyramid_levels(c.width, c.height) for c in cameras.cameras])
     coarsest = pyramid == levels[cameras.camera_index[photo]] - 1
     fine_enough = (wanted > band.top - 1 - margin) if band.top else np.ones(len(wanted), np.bool_)
     fits: Bool = fine_enough & (coarse_enough | nothing_below | coarsest)

@@ -119,7 +119,7 @@ class Context:
 
         def read(photo: int) -> list[tuple[UInt8, Bool | None]]:
             decoded = decode_masked_photo(self.photos.photo_file(photo))
-            levels = num_pyramid_levels(decoded.rgb.shape[1])
+            levels = num_pyramid_levels(decoded.rgb.shape[1], decoded.rgb.shape[0])
             images = pyramid(decoded.rgb, levels)
             masks: list[Bool | None] = [None] * levels
             if decoded.mask is not None:

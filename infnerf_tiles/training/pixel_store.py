@@ -54,7 +54,8 @@ def chunk_photos(cameras: PosedCameras, photos: Sequence[int]) -> list[tuple[int
 
 def num_patches(camera: Camera) -> int:
     """Patches of all pyramid levels of a photo."""
-    levels = ((camera.width >> p, camera.height >> p) for p in range(num_pyramid_levels(camera.width)))
+    heights = range(num_pyramid_levels(camera.width, camera.height))
+    levels = ((camera.width >> p, camera.height >> p) for p in heights)
     return sum(-(-w // PATCH) * -(-h // PATCH) for w, h in levels)
 
 

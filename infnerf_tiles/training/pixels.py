@@ -57,7 +57,7 @@ def all_patches(cameras: PosedCameras, photos: Sequence[int]) -> Patches:
     parts = []
     for photo in photos:
         camera = cameras.cameras[int(cameras.camera_index[photo])]
-        for p in range(num_pyramid_levels(camera.width)):
+        for p in range(num_pyramid_levels(camera.width, camera.height)):
             columns = -(-(camera.width >> p) // PATCH)
             rows = -(-(camera.height >> p) // PATCH)
             r, c = np.divmod(np.arange(columns * rows), columns)

@@ -165,7 +165,7 @@ def _explained(context: Context, patches: Patches, octree: Octree, sightings: _S
     wanted = np.log2(context.gsd_root * cameras.focals[patches.photo] / (distance * np.exp2(patches.pyramid)))
     unit = root.to_unit(origins + distance[:, None] * directions)
     deepest = octree.deepest_level(unit)
-    levels = np.array([num_pyramid_levels(c.width) for c in cameras.cameras])
+    levels = np.array([num_pyramid_levels(c.width, c.height) for c in cameras.cameras])
     coarsest: Bool = patches.pyramid == levels[cameras.camera_index[patches.photo]] - 1
     explained: Bool = coarsest | (wanted <= deepest + 0.5)
     return explained

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from infnerf_tiles.arrays import Int64
-from infnerf_tiles.errors import NonFiniteError, PhotoError
+from infnerf_tiles.errors import DatasetError, NonFiniteError, PhotoError
 from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, key_levels
 from infnerf_tiles.kernels import chosen_device
 from infnerf_tiles.kernels.cpu import set_threads
@@ -83,7 +83,8 @@ class TrainReport:
     nodes: int
     steps: int
     seconds: float
-    psnr: float
+    psnr: float | None
+    """dB on its training pixels; None if it had none."""
     rays: int
     samples: int
     pixels: int
@@ -150,7 +151,7 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
     """Train decoder and appearance jointly with a sample of the octree, and leave the features as a warm start.
 
     Writes the warm rows into the task's slots and leaves the rest to `take_up_seed_result`, which the caller calls.
-    Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError.
+    Goes on from a checkpoint. Errors: NonFiniteError, PhotoError, StoreError, DatasetError if masks leave no pixel.
     """
     threads = set_threads(task.threads)
     started = time.monotonic()
@@ -174,6 +175,12 @@ def run_seed_stage(task: TrainTask, progress: Progress | None = None) -> TrainRe
             raise PhotoError(
                 f"photos: expected some that can be decoded, got none among the {len(reader.unusable)} of the seed "
                 f"stage, such as {next(iter(reader.unusable.values()))}"
+            )
+        if not pixels.num_pixels:
+            raise DatasetError(
+                f"{context.photos.root}: expected pixels to train on, got none that may be used in the "
+                f"{len(context.training_photos)} training photos; look at the masks, where nonzero means use; when "
+                "they are mended, go on with --accept-changes"
             )
         shared = context.new_shared()
         rays = int(s.training.passes * s.training.seed_share * pixels.num_pixels)
@@ -364,7 +371,7 @@ def _report(name: str, trainer: Trainer, trained: TrainedTreelet, started: float
         nodes=len(trained.keys),
         steps=trainer.step,
         seconds=time.monotonic() - started,
-        psnr=psnr_of(trainer.recent_error) if trainer.step else 0.0,
+        psnr=psnr_of(trainer.recent_error) if trainer.step else None,
         rays=trainer.rays_done,
         samples=trainer.samples_done,
         pixels=trainer.pixels.num_pixels,

@@ -105,7 +105,7 @@ def ball(device: torch.device, settings: Settings, nodes: int, depth: int, *, ph
     )
     keys = _shell_keys(depth)[:nodes]
     cameras = _cameras(photos, 1024 if device.type == "cuda" else 256)
-    levels = num_pyramid_levels(cameras.cameras[0].width)
+    levels = num_pyramid_levels(cameras.cameras[0].width, cameras.cameras[0].height)
     pixels = PixelSet.gather(
         all_patches(cameras, list(range(photos))),
         lambda i: [(image, None) for image in pyramid(_photo(cameras, i), levels)],

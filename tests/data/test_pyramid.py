@@ -82,9 +82,15 @@ def test_rounding_does_not_add_up() -> None:
     ("width", "num_levels"), [(1, 1), (63, 1), (64, 1), (127, 1), (128, 2), (255, 2), (1280, 5), (4000, 6)]
 )
 def test_the_coarsest_level_is_at_least_64_wide(width: int, num_levels: int) -> None:
-    assert num_pyramid_levels(width) == num_levels
+    assert num_pyramid_levels(width, width) == num_levels
     assert width >> (num_levels - 1) >= 64 or num_levels == 1
     assert width >> num_levels < 64
+
+
+@pytest.mark.parametrize(("height", "num_levels"), [(1, 1), (2, 2), (15, 4), (16, 5), (24, 5), (32, 6), (2048, 6)])
+def test_no_level_of_a_flat_photo_is_empty(height: int, num_levels: int) -> None:
+    assert num_pyramid_levels(2048, height) == num_levels
+    assert pyramid(np.zeros((height, 2048, 1), np.uint8), num_levels)[-1].size
 
 
 def test_a_reduced_mask_pixel_needs_all_of_its_pixels() -> None:
@@ -104,7 +110,15 @@ def test_mask_pyramid_is_the_reduction_of_level_zero(rng: np.random.Generator) -
     assert not levels[1].all()
 
 
-@pytest.mark.parametrize("call", [lambda i: pyramid(i, 0), lambda i: reduce_box(i, 0), lambda i: num_pyramid_levels(0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda i: pyramid(i, 0),
+        lambda i: reduce_box(i, 0),
+        lambda _: num_pyramid_levels(0, 8),
+        lambda _: num_pyramid_levels(8, 0),
+    ],
+)
 def test_nonsense_is_refused(call: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         call(np.zeros((4, 4, 3), np.uint8))

@@ -1,6 +1,8 @@
 """gc frees what nothing names, and only that."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from store_scenes import bits, header, planned_index, table, train_treelet, trained_scene
 from zarr.storage import LocalStore
 
-from infnerf_tiles.errors import DamagedNodeError
+from infnerf_tiles.errors import DamagedNodeError, StoreError
 from infnerf_tiles.store.garbage import collect_garbage
 from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.index import plan_again
@@ -102,3 +104,26 @@ def test_old_partial_files_are_swept_and_young_ones_left(tmp_path: Path) -> None
     assert not any((tmp_path / "s" / name).exists() for name in names)
     assert (tmp_path / "s/params/notes.partial").exists()  # not ours
     assert sweep_partial_files(GuardedStore(LocalStore(tmp_path / "s"))) == 0
+
+
+def test_pixels_of_a_killed_training_are_freed_unless_a_training_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "scene.zarr"
+    with SceneStore.create(path, header()) as store:
+        trained_scene(store)
+        store.data.write_bytes("pixels/L0-0-0-0/0/c.0", b"12345")
+        code = (
+            "import sys; from infnerf_tiles.store.scene_store import SceneStore\n"
+            "with SceneStore.open(sys.argv[1], 'r+') as s, s.exclusive(): print(flush=True); sys.stdin.readline()"
+        )
+        command = [sys.executable, "-c", code, str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as training:
+            assert training.stdout is not None
+            training.stdout.readline()
+            with pytest.raises(StoreError, match="another process"):
+                collect_garbage(store)
+            assert store.data.has("pixels/L0-0-0-0/0/c.0")
+            training.communicate("\n")
+        collect_garbage(store)
+        assert store.data.names("pixels") == []
+        store.data.write_bytes("pixels/L0-0-0-0/0/c.0", b"12345")
+        assert collect_garbage(store) == (0, 5)

@@ -4,14 +4,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from store_scenes import WIDE, bits, header, planned_index, table, train_treelet, trained_scene
 
-from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError
+from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError, StoreError
 from infnerf_tiles.geometry.node_id import NodeId
-from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
+from infnerf_tiles.store import verify as verification
+from infnerf_tiles.store.garbage import collect_garbage
+from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState, plan_again
 from infnerf_tiles.store.journal import read_record, write_record
 from infnerf_tiles.store.repair import recover_root, repair
 from infnerf_tiles.store.scene_store import SceneStore
@@ -224,3 +227,62 @@ def test_verify_works_on_any_store(store: SceneStore) -> None:
     report = verify(store)
     assert report.damaged_nodes == ("L0/0-0-0",)
     assert report.names("group") == ("decoder",)
+
+
+def _train_again(path: Path) -> None:
+    """As a training does beside a verification: new rows for a treelet, and the old ones go."""
+    with SceneStore.open(path, "r+") as store:
+        index = store.read_index()
+        row = int(np.flatnonzero(index.root_keys == NodeId.parse("L2/3-3-3").key)[0])
+        store.commit(train_treelet(store, plan_again(index, [row]), row, seed=store.generation).index)
+        collect_garbage(store)
+
+
+@pytest.mark.parametrize(("moves", "tries", "moved"), [(1, 2, False), (2, 3, False), (9, 3, True)])
+def test_what_a_training_replaces_meanwhile_is_read_again(
+    scene: Path, moves: int, tries: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = 0
+    real = verification._rows_to_read
+
+    def moving(index: SceneIndex) -> Any:
+        nonlocal rounds
+        rows = real(index)
+        rounds += 1
+        if rounds <= moves:
+            _train_again(scene)
+        return rows
+
+    monkeypatch.setattr(verification, "_rows_to_read", moving)
+    report = check(scene)
+    assert rounds == tries
+    assert report.ok is not moved
+    assert report.moved is moved
+    assert report.to_json()["moved"] is moved
+
+
+def test_damage_beside_a_training_is_still_found(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(scene / f"params/c.{slot_of(SceneStore.open(scene).read_index(), 'L1/0-0-0')}.0")
+    real, calls = verification._rows_to_read, iter([True])
+
+    def moving(index: SceneIndex) -> Any:
+        rows = real(index)
+        if next(calls, False):
+            _train_again(scene)
+        return rows
+
+    monkeypatch.setattr(verification, "_rows_to_read", moving)
+    report = check(scene)
+    assert report.damaged_nodes == ("L1/0-0-0",)
+    assert not report.moved
+
+
+def test_what_was_verified_before_a_commit_is_not_repaired(scene: Path) -> None:
+    """Else fresh work would be undone."""
+    flip(scene / f"params/c.{slot_of(SceneStore.open(scene).read_index(), 'L2/3-3-3')}.0")
+    report = check(scene)
+    assert not report.ok
+    _train_again(scene)
+    with SceneStore.open(scene, "r+") as store, pytest.raises(StoreError, match="verify it again"):
+        repair(store, report)
+    assert check(scene).ok

@@ -34,7 +34,7 @@ def ramp(camera: Camera) -> UInt8:
 
 
 def levels_of(image: UInt8, mask: Bool | None = None) -> list[tuple[UInt8, Bool | None]]:
-    count = num_pyramid_levels(image.shape[1])
+    count = num_pyramid_levels(image.shape[1], image.shape[0])
     masks: list[Bool | None] = [None] * count
     if mask is not None:
         masks = list(mask_pyramid(mask, count))
