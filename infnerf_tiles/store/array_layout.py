@@ -12,7 +12,7 @@ from zarr.storage import StorePath
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.store.chunk_codec import ChunkError, decode_chunk
-from infnerf_tiles.store.documents import document_key, read_document
+from infnerf_tiles.store.documents import asked_again, document_key, read_document
 from infnerf_tiles.store.guarded import GuardedStore
 
 
@@ -106,6 +106,10 @@ def check_array(store: GuardedStore, layout: ArrayLayout, *, may_grow: bool = Fa
     Returns the layout with the length that it has. DamagedStoreError if the metadata is missing, cannot be parsed or
     differs.
     """
+    return asked_again(store, lambda: _check_array(store, layout, may_grow))
+
+
+def _check_array(store: GuardedStore, layout: ArrayLayout, may_grow: bool) -> ArrayLayout:
     document = read_document(store, layout.path)
     if document is None:
         raise DamagedStoreError(f"scene {store.name}: {document_key(layout.path)} is missing; run 'verify --repair'")
@@ -129,16 +133,14 @@ def read_chunk(store: GuardedStore, layout: ArrayLayout, *position: int) -> AnyA
     also takes 0.5 to 1 ms longer, many times what a small row needs.
     """
     key = layout.chunk_key(*position)
-    for again in (True, False):
+
+    def read() -> AnyArray:
         data = store.read_bytes(key, layout.most_stored_bytes)
         if data is None:
             raise ChunkError(f"{key} is missing")
-        try:
-            return decode_chunk(key, data, layout.dtype, layout.chunk, compressed=layout.compressed)
-        except ChunkError:
-            if not (again and store.is_remote):  # the way here can damage bytes too
-                raise
-    raise AssertionError("unreachable")
+        return decode_chunk(key, data, layout.dtype, layout.chunk, compressed=layout.compressed)
+
+    return asked_again(store, read)
 
 
 def read_column(store: GuardedStore, layout: ArrayLayout) -> AnyArray:

@@ -5,8 +5,8 @@ Zarr checks chunks but not its own metadata, so a flipped bit in a number would 
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.store.chunk_codec import ChunkError
@@ -14,6 +14,7 @@ from infnerf_tiles.store.guarded import GuardedStore
 
 DOCUMENT = "zarr.json"
 _CHECKSUM = "checksum"
+_Result = TypeVar("_Result")
 
 
 def document_key(path: str) -> str:
@@ -84,5 +85,20 @@ def check_group(document: Mapping[str, Any], store: GuardedStore, path: str) -> 
 
 def read_group(store: GuardedStore, path: str) -> dict[str, Any] | None:
     """The checked attributes of the group at `path`; None if it does not exist."""
-    document = read_document(store, path)
-    return None if document is None else check_group(document, store, path)
+
+    def read() -> dict[str, Any] | None:
+        document = read_document(store, path)
+        return None if document is None else check_group(document, store, path)
+
+    return asked_again(store, read)
+
+
+def asked_again(store: GuardedStore, read: Callable[[], _Result]) -> _Result:
+    """The result of `read`; what arrives damaged from a server is asked for once more: the way here can damage bytes
+    too. ChunkError or DamagedStoreError if that is no better."""
+    try:
+        return read()
+    except (ChunkError, DamagedStoreError):
+        if not store.is_remote:
+            raise
+    return read()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infnerf_tiles.errors import DamagedStoreError, SceneNotFoundError, StoreFormatError
-from infnerf_tiles.store.documents import check_group, read_document
+from infnerf_tiles.store.documents import asked_again, check_group, read_document
 from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.row_arrays import ROW_KINDS
 from infnerf_tiles.store.schema import FORMAT_VERSION, MAX_SLOTS, MAX_TREELETS, SceneHeader
@@ -72,6 +72,10 @@ def read_root(store: GuardedStore) -> RootState:
     SceneNotFoundError if there is none, StoreFormatError if another format version (or another program) wrote it,
     DamagedStoreError if it fails its checksum.
     """
+    return asked_again(store, lambda: _read_root(store))
+
+
+def _read_root(store: GuardedStore) -> RootState:
     document = read_document(store, "")
     if document is None:
         raise SceneNotFoundError(f"no scene at {store.name}; make one with 'build'")

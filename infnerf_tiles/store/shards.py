@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.store.array_layout import ArrayLayout
 from infnerf_tiles.store.chunk_codec import ChunkError, decode_chunk
+from infnerf_tiles.store.documents import asked_again
 from infnerf_tiles.store.guarded import GuardedStore
 
 _MISSING = 2**64 - 1
@@ -48,27 +49,31 @@ class ShardReader:
         shard, at = divmod(slot, layout.shard)
         key = layout.chunk_key(shard, *(0 for _ in layout.shape[1:]))
         name = f"row {at} of {key}"
-        for again in (True, False):
-            offset, length = (int(value) for value in self._index(layout, shard, key)[at])
-            if (offset, length) == (_MISSING, _MISSING):
-                raise ChunkError(f"{name} is missing")
-            if length > layout.most_stored_bytes:
-                raise ChunkError(f"{name} claims {length} bytes, more than the {layout.most_stored_bytes} that it may")
+        offset, length = (int(value) for value in self._index(layout, shard, key)[at])
+        if (offset, length) == (_MISSING, _MISSING):
+            raise ChunkError(f"{name} is missing")
+        if length > layout.most_stored_bytes:
+            raise ChunkError(f"{name} claims {length} bytes, more than the {layout.most_stored_bytes} that it may")
+
+        def read() -> AnyArray:
             data = self._store.read_range(key, offset, length)
             if data is None:
                 raise ChunkError(f"{key} is missing")
-            try:
-                return decode_chunk(name, data, layout.dtype, layout.chunk, compressed=layout.compressed)
-            except ChunkError:
-                if not (again and self._store.is_remote):
-                    raise
-        raise AssertionError("unreachable")
+            return decode_chunk(name, data, layout.dtype, layout.chunk, compressed=layout.compressed)
+
+        return asked_again(self._store, read)
 
     def _index(self, layout: ArrayLayout, shard: int, key: str) -> NDArray[np.uint64]:
         with self._lock:
             known = self._indices.get(shard)
         if known is not None:
             return known
+        index = asked_again(self._store, lambda: self._read_index(layout, key))
+        with self._lock:
+            self._indices[shard] = index
+        return index
+
+    def _read_index(self, layout: ArrayLayout, key: str) -> NDArray[np.uint64]:
         length = layout.shard * _ENTRY_BYTES
         data = self._store.read_range(key, None, length + _CHECKSUM_BYTES)
         if data is None:
@@ -76,7 +81,4 @@ class ShardReader:
         checksum = int.from_bytes(data[length:], "little")
         if len(data) != length + _CHECKSUM_BYTES or google_crc32c.value(data[:length]) != checksum:
             raise ChunkError(f"the index of {key} does not match its checksum")
-        index = np.frombuffer(data[:length], "<u8").reshape(layout.shard, 2)
-        with self._lock:
-            self._indices[shard] = index
-        return index
+        return np.frombuffer(data[:length], "<u8").reshape(layout.shard, 2)

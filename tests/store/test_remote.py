@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from web_servers import serving
 from infnerf_tiles.errors import DamagedNodeError, SceneNotFoundError, SettingsError, StoreError, UnreachableError
 from infnerf_tiles.store.facts import info
 from infnerf_tiles.store.fetch import Fetch
-from infnerf_tiles.store.pack import pack
+from infnerf_tiles.store.pack import pack, pack_shards
 from infnerf_tiles.store.remote import Patience, open_remote
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.verify import verify
@@ -101,6 +102,34 @@ def test_a_row_that_arrives_damaged_is_asked_for_again(scene: Path) -> None:
             except DamagedNodeError:  # twice in a row
                 server.bad -= 2
         assert server.bad > 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_whatever_arrives_damaged_once_is_asked_for_again(
+    scene: Path, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every object's first answer has a flipped bit: root, index, small groups, metadata, shards' indices."""
+    place = scene
+    if packed:
+        place = tmp_path / "packed.zarr"
+        with SceneStore.open(scene) as store:
+            pack_shards(store, place, rows_per_shard=2)
+    seen = set()
+    with serving(place, ranges=packed) as server:
+        send = server._send
+
+        def corrupted(request: Any, status: int, body: bytes, headers: dict[str, str], **options: Any) -> None:
+            what = (request.path, request.headers.get("Range"))
+            if status in (200, 206) and request.command == "GET" and body and what not in seen:
+                seen.add(what)
+                body = body[:-1] + bytes([body[-1] ^ 1])
+            send(request, status, body, headers, **options)
+
+        monkeypatch.setattr(server, "_send", corrupted)
+        with hasty(server.url) as store:
+            assert same_rows(store, scene)
+            assert store.read_small("decoder").keys()
+    assert len(seen) > 20
 
 
 def test_a_server_that_always_fails_is_given_up(scene: Path) -> None:
