@@ -68,6 +68,12 @@ class Context:
             return np.empty((0, 3))
         return points.xyz[observers(points, self.photos.cameras).reliable]
 
+    @property
+    def has_surface_points(self) -> bool:
+        """Whether there are `surface_points`."""
+        points = self.photos.points
+        return points is not None and bool(observers(points, self.photos.cameras).reliable.any())
+
     def march(self, step: float) -> MarchSettings:
         """The training lattice with the given step C."""
         return MarchSettings(

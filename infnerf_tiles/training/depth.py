@@ -13,6 +13,7 @@ from infnerf_tiles.arrays import Float64, Int32, Int64
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.kernels.arena import Samples
 from infnerf_tiles.training.context import Context
+from infnerf_tiles.training.kept import facts_of
 
 MAX_ERROR = 2.0
 """Points with a larger reprojection error, in pixels of the stored photos, are no targets."""
@@ -56,12 +57,16 @@ class DepthTargets:
         empty = cls(cameras.centres, np.empty(0, np.int32), np.empty((0, 3)))
         if points is None or not len(points.track_photos):
             return empty
-        unit = context.store.header.root.to_unit(points.xyz)
-        inside = (np.floor(unit * 2.0**top.level) == np.array([top.x, top.y, top.z])).all(axis=1)
-        good = inside & (points.track_lengths >= MIN_TRACK) & (points.error <= MAX_ERROR)
-        owner = np.repeat(np.arange(points.num_points, dtype=np.int32), points.track_lengths)
-        chosen: Int64 = np.flatnonzero(good[owner] & ~context.photos.is_test[points.track_photos])
-        return cls(cameras.centres, points.track_photos[chosen], points.xyz, owner[chosen])
+        inside = facts_of(context.photos).sorted_points(points.xyz, context.store.header.root).within(top)
+        lengths = points.track_offsets[inside + 1] - points.track_offsets[inside]
+        good = (lengths >= MIN_TRACK) & (points.error[inside] <= MAX_ERROR)
+        inside, lengths = inside[good], lengths[good]
+        # the observations of each point lie one after the other
+        first = points.track_offsets[inside] - np.cumsum(lengths) + lengths
+        seen: Int64 = np.repeat(first, lengths) + np.arange(lengths.sum())
+        owner = np.repeat(inside.astype(np.int32), lengths)
+        trains = ~context.photos.is_test[points.track_photos[seen]]
+        return cls(cameras.centres, points.track_photos[seen[trains]], points.xyz, owner[trains])
 
     def draw(self, rng: np.random.Generator, count: int) -> DepthBatch:
         """Draw `count` observations uniformly."""

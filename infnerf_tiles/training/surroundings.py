@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from infnerf_tiles.arrays import Bool, Float16, Float32, Int64, UInt8
+from infnerf_tiles.data.observers import observers
 from infnerf_tiles.errors import DamagedNodeError
 from infnerf_tiles.field.shape import FieldShape
 from infnerf_tiles.field.treelet import base_from_above
@@ -13,6 +14,7 @@ from infnerf_tiles.geometry.node_id import NodeId, ancestor_keys, decode_keys, k
 from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.context import Context
+from infnerf_tiles.training.kept import facts_of
 from infnerf_tiles.training.state import ResidentNodes, TrainingState
 from infnerf_tiles.volume.occupancy import cells_of_points, dilate_cells, unpack_cells
 
@@ -128,15 +130,17 @@ def start_occupancy(context: Context, state: TrainingState, filled: Bool) -> Boo
     """
     o = state.shape.occupancy_cells
     children = state.arena.children.cpu().numpy()
-    points = context.surface_points
+    points, have_points = context.photos.points, context.has_surface_points
     known = np.zeros((len(state.keys), o, o, o), np.bool_)
-    if len(points):
-        unit = context.store.header.root.to_unit(points)
-        unit = unit[((unit >= 0) & (unit < 1)).all(axis=1)]
+    if points is not None and have_points:
+        root = context.store.header.root
+        # a point marks cells next to its own; those of own nodes are no larger than the treelet's cube
+        near = facts_of(context.photos).sorted_points(points.xyz, root).around(state.top)
+        near = near[observers(points, context.photos.cameras).reliable[near]]
+        unit = root.to_unit(points.xyz[near])
         known = cells_of_points(unit, state.level, children, root=state.arena.root, occupancy_cells=o)
     cells = known[: state.num_own].copy()
     all_bits = state.occupancy.cpu().numpy()
-    have_points = len(points) > 0
     order = np.argsort(state.level[: state.num_own], kind="stable")
     slot_of = {int(k): s for s, k in enumerate(state.keys) if k >= 0}
     half = o // 2

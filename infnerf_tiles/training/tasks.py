@@ -29,6 +29,7 @@ from infnerf_tiles.training import checkpoint
 from infnerf_tiles.training.context import Context, PhotoReader, num_readers, scene_photos
 from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import MIN_PHOTOS
+from infnerf_tiles.training.kept import facts_of
 from infnerf_tiles.training.pixel_store import RESIDENT_PATCH_BYTES, StreamedPixels, open_pixels
 from infnerf_tiles.training.pixels import PixelSet
 from infnerf_tiles.training.result import TrainedTreelet, finish
@@ -96,18 +97,7 @@ class TrainReport:
 def inputs_fingerprint(context: Context) -> str:
     """Fingerprint of poses, intrinsics, photo names, sizes and files: what a trained treelet depends on besides
     settings."""
-    photos = context.photos
-    files = None if photos.digests is None else hashlib.sha256(photos.digests.tobytes()).hexdigest()
-    return fingerprint(
-        {
-            **({} if files is None else {"files": files}),
-            "names": list(photos.names),
-            "test": [bool(t) for t in photos.is_test],
-            "poses": np.round(photos.cameras.camera_to_world, 9).tolist(),
-            "cameras": [[c.model, c.width, c.height, list(c.params)] for c in photos.cameras.cameras],
-            "index": photos.cameras.camera_index.tolist(),
-        }
-    )
+    return facts_of(context.photos).fingerprint(context.photos)
 
 
 def settings_fingerprint(settings: Settings) -> str:
@@ -223,7 +213,7 @@ def run_treelet(task: TrainTask, progress: Progress | None = None) -> TrainRepor
         cells = start_occupancy(context, state, filled)
         # trained before, now again for photos that have come since
         again = index.states[index.treelets == row] == NodeState.TRAINED
-        if not len(context.surface_points):  # then nothing tells where those see something
+        if not context.has_surface_points:  # then nothing tells where those see something
             cells |= again[:, None, None, None]
         state.start_occupancy(cells, 2 * s.training.occupancy_threshold)
         seed = (s.training.seed, top.key)
