@@ -115,14 +115,6 @@ def fitted_camera(path: Path, mask_path: Path | None, camera: Camera) -> Camera 
     return fitted
 
 
-def stored_camera(path: Path, camera: Camera) -> Camera:
-    """As `fitted_camera`, from the photo's size alone; `camera` itself if there is no telling."""
-    try:
-        return resampled(camera, photo_size(path)) or camera
-    except PhotoError:
-        return camera
-
-
 def resampled(camera: Camera, size: tuple[int, int]) -> Camera | None:
     """The camera for the same picture at another (width, height); None if that cannot be the same picture.
 

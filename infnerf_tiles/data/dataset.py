@@ -13,7 +13,7 @@ import numpy as np
 
 from infnerf_tiles.arrays import Bool, Int32, Int64, UInt8, check_shape
 from infnerf_tiles.data.agreement import points_of_model
-from infnerf_tiles.data.checks import camera_problems, clean_poses, fitted_camera, stored_camera
+from infnerf_tiles.data.checks import camera_problems, clean_poses, fitted_camera
 from infnerf_tiles.data.colmap import read_colmap
 from infnerf_tiles.data.georeference import Georeference, read_georeference
 from infnerf_tiles.data.masks import find_masks
@@ -113,7 +113,6 @@ def read_dataset(
     test_every: int = 8,
     test_list: Path | None = None,
     check_photos: bool = True,
-    built_with: Mapping[str, Camera] | None = None,
 ) -> PosedPhotos:
     """Read a COLMAP model (sparse/0, sparse or the folder itself; photos in images/) or transforms.json from `folder`.
 
@@ -121,9 +120,8 @@ def read_dataset(
 
     images: where the photos are, if not there. downscale: integer by which photos and cameras are reduced. Test
     photos: those of `test_list`, else of the data set's own split, else every `test_every`-th name (0: none).
-    check_photos: open every photo's header and compare it with its camera; without it, photos need not even exist.
-    built_with: cameras that photos had in a scene, by name: of photos that are not checked, those are opened whose
-    camera was another, for photos of another size than their camera's have the camera scaled to theirs.
+    check_photos: open every photo's header and compare it with its camera; without it, photos need not even
+    exist, and cameras are as listed.
 
     A photo that cannot be used is in `rejected` with its reason. DatasetError if the folder holds no data set, a pose
     file is damaged, or no photo is usable; SettingsError for a wrong `downscale` or `test_every`.
@@ -138,7 +136,7 @@ def read_dataset(
     georeference = read_georeference(folder)
     poses, problems = clean_poses(listing.camera_to_world)
     masks = find_masks(folder, listing, tell=check_photos)
-    listing = _add_problems(problems, listing, masks, downscale, check_photos, built_with or {})
+    listing = _add_problems(problems, listing, masks, downscale, check_photos)
 
     own_split = read_split_file(folder) or listing.split
     if test_list is None and own_split is not None and own_split.train is not None:
@@ -210,7 +208,6 @@ def _add_problems(
     masks: list[Path | None],
     downscale: int,
     check_photos: bool,
-    built_with: Mapping[str, Camera],
 ) -> Listing:
     """Fill in why photos cannot be used, where that is not yet known: name, camera, mask, file.
 
@@ -226,12 +223,12 @@ def _add_problems(
             problem = "it is listed more than once"
         if problem is None and listing.mask_names[i] is not None and masks[i] is None:
             problem = f"its mask {listing.mask_names[i]} does not exist"
-        if problem is None and (check_photos or _had_another_size(camera, built_with.get(name), downscale)):
+        if problem is None and check_photos:
             path = listing.photos.find(name)
-            if path is not None:
-                to_open[i] = path
-            elif check_photos:
+            if path is None:
                 problem = missing_photo(listing.photos, name)
+            else:
+                to_open[i] = path
         seen.add(name)
         problems[i] = problem
 
@@ -243,7 +240,7 @@ def _add_problems(
         camera = listing.cameras[listing.camera_index[i]]
         if isinstance(camera, str):
             return camera
-        found = fitted_camera(to_open[i], masks[i], camera) if check_photos else stored_camera(to_open[i], camera)
+        found = fitted_camera(to_open[i], masks[i], camera)
         return found if found is camera or isinstance(found, str) else problem_of(found) or found
 
     # latency of the disk or network, not the processor, is what takes time here
@@ -251,14 +248,10 @@ def _add_problems(
         found = dict(zip(to_open, pool.map(inspect, to_open), strict=True))
     for i, camera in found.items():
         problems[i] = camera if isinstance(camera, str) else None
-    return _with_cameras(listing, {i: c for i, c in found.items() if isinstance(c, Camera)}, tell=check_photos)
+    return _with_cameras(listing, {i: c for i, c in found.items() if isinstance(c, Camera)})
 
 
-def _had_another_size(camera: Camera | str, then: Camera | None, downscale: int) -> bool:
-    return then is not None and isinstance(camera, Camera) and camera.scaled_down(downscale) != then
-
-
-def _with_cameras(listing: Listing, found: Mapping[int, Camera], *, tell: bool) -> Listing:
+def _with_cameras(listing: Listing, found: Mapping[int, Camera]) -> Listing:
     """The listing with other cameras for some rows."""
     resized = {i: camera for i, camera in found.items() if camera != listing.cameras[listing.camera_index[i]]}
     if not resized:
@@ -276,12 +269,11 @@ def _with_cameras(listing: Listing, found: Mapping[int, Camera], *, tell: bool) 
         f"{count} of {w}x{h}, {w / then_w:.4g} of {then_w}x{then_h}"
         for (w, h, then_w, then_h), count in counts.most_common(_NUM_SHOWN)
     )
-    if tell:
-        logger.warning(
-            "%s: %d of %d photos are not of their camera's size and were taken for scaled ones: their cameras are "
-            "scaled alike (%s); if they are not the same pictures, give others by --images",
-            listing.source, len(resized), len(listing.names), shown,
-        )  # fmt: skip
+    logger.warning(
+        "%s: %d of %d photos are not of their camera's size and were taken for scaled ones: their cameras are "
+        "scaled alike (%s); if they are not the same pictures, give others by --images",
+        listing.source, len(resized), len(listing.names), shown,
+    )  # fmt: skip
     return replace(listing, cameras=(*cameras, *row_of), camera_index=index)
 
 

@@ -209,7 +209,6 @@ def scene_photos(store: SceneStore, settings: Settings, folder: Path, images: Pa
             photos = read_dataset(
                 folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
                 check_photos=False,
-                built_with={name: stored.cameras.camera(i) for i, name in enumerate(stored.names)},
             )  # fmt: skip
             _memory.update(key=key, photos=in_scene_order(photos, stored, files))
         found: PosedPhotos = _memory["photos"]
