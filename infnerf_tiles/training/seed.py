@@ -101,7 +101,7 @@ def seed_photos(context: Context, own: Int64, sightings: "_Sightings", most: int
     """Rows of the training photos that the seed stage of a sample looks at: all, if they are at most so many.
 
     Else photos drawn at random, first those that show the sample's regions of the finest band: by the points that they
-    saw there; without tracks, those whose images its cubes may be in.
+    see there, likely ones too; without points, those whose images its cubes may be in.
     """
     photos = np.array(context.training_photos, np.int64)
     if len(photos) <= most:
@@ -111,7 +111,7 @@ def seed_photos(context: Context, own: Int64, sightings: "_Sightings", most: int
     deep = own[key_levels(own) >= top]
     regions = np.unique(ancestor_keys(deep, np.full(len(deep), top)))
     points = context.photos.points
-    if points is None or not len(points.track_photos):
+    if points is None or sightings.nothing:
         shows = photos_in_reach(context, photos, regions) if top else np.zeros(len(photos), np.bool_)
     else:
         unit = context.store.header.root.to_unit(points.xyz)
@@ -145,6 +145,11 @@ class _Sightings:
             self._owner = np.repeat(np.arange(points.num_points, dtype=np.int32), seen.lengths)[order]
             counts = np.bincount(seen.photos, minlength=context.photos.num_photos)
             self._start = np.concatenate([[0], np.cumsum(counts)])
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no photo sees any point."""
+        return not len(self._owner)
 
     def photos(self, chosen: Bool) -> Int64:
         """Rows of the photos that saw any of the chosen points, bool[m]; sorted."""
