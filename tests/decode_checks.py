@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from infnerf_tiles.field.decoder import DENSITY_GAIN, Decoder, decoder_shape
+from infnerf_tiles.field.decoder import Decoder, decoder_shape
+from infnerf_tiles.field.decoder_batch import constants_of
 from infnerf_tiles.kernels.cuda import decode, decode_density, decodes
 
 
@@ -25,16 +26,6 @@ def random_decoder(rng: np.random.Generator, features: int, hidden: int, geometr
 def parameters_of(decoder: Decoder) -> list[torch.Tensor]:
     layers = (decoder.density_in, decoder.density_out, decoder.colour_in, decoder.colour_mid, decoder.colour_out)
     return [p for layer in layers for p in (layer.weight, layer.bias)]
-
-
-def _constants(decoder: Decoder) -> dict[str, float]:
-    shape = decoder.shape
-    return {
-        "gain": DENSITY_GAIN,
-        "bias": shape.density_bias,
-        "max_exponent": shape.max_exponent,
-        "gsd_ref": shape.gsd_ref,
-    }
 
 
 class DecodeChecks:
@@ -66,7 +57,7 @@ class DecodeChecks:
                 expected = decoder(features, basis[ray.long()])
                 found = decode(
                     features, ray, basis, parameters, count=torch.tensor([used], dtype=torch.int32, device=self.device),
-                    **_constants(decoder), dtype=dtype,
+                    **constants_of(decoder), dtype=dtype,
                 )  # fmt: skip
                 for mine, theirs in zip(found, expected, strict=True):
                     assert not bool(mine[used:].any())
@@ -87,7 +78,7 @@ class DecodeChecks:
         for dtype, allowed in self.formats.items():
             for rows in (0, 1, 151 * self.scale):
                 features = torch.from_numpy(rng.normal(0.0, 0.3, (rows, size[0]))).float().to(self.device)
-                found = decode_density(features, parameters_of(decoder), **_constants(decoder), dtype=dtype)
+                found = decode_density(features, parameters_of(decoder), **constants_of(decoder), dtype=dtype)
                 with torch.no_grad():
                     assert torch.allclose(found, decoder.density(features)[0], atol=allowed, rtol=10 * allowed)
 
@@ -99,7 +90,7 @@ class DecodeChecks:
         features = torch.from_numpy(rng.normal(size=(30, 8))).float().to(self.device)
         ray = torch.zeros(30, dtype=torch.int32, device=self.device)
         sigma, colour = decode(
-            features, ray, torch.ones((1, 16), device=self.device), parameters_of(decoder), **_constants(decoder),
+            features, ray, torch.ones((1, 16), device=self.device), parameters_of(decoder), **constants_of(decoder),
             count=torch.tensor([30], dtype=torch.int32, device=self.device), dtype=torch.float32,
         )  # fmt: skip
         assert bool((torch.isnan(sigma) | torch.isnan(colour).any(dim=1)).all())

@@ -27,6 +27,7 @@ from infnerf_tiles.store.stored_cameras import StoredCameras
 from infnerf_tiles.volume.occupancy import any_occupied
 from infnerf_tiles.volume.visibility import keep_reached
 
+_LINKS = ("level", "parent", "children", "top_level", "top_xyz", "above")
 UNLIMITED = 1e9
 """`lambda_max` of a node that has not been trained yet: nothing limits the level that it is drawn at."""
 _STOP = 1e-4
@@ -146,6 +147,7 @@ class OctreeModel(nn.Module):
             tables = empty.expand(len(keys), self.shape.table_size, self.shape.features)
             dense = empty.expand(0, self.shape.features)
         rows = [dense_rows(self.shape.base_cells, int(grids)) for grids in self.dense_grids]
+        occupied = any_occupied(self.occupancy.cpu().numpy(), links.level, links.children)
         return Arena(
             cells=self.shape.cells,
             base_cells=self.shape.base_cells,
@@ -155,19 +157,12 @@ class OctreeModel(nn.Module):
             dense=dense,
             dense_offset=torch.tensor([0, *np.cumsum(rows[:-1]).tolist()], device=device),
             dense_grids=self.dense_grids,
-            level=torch.from_numpy(links.level).to(device),
-            parent=torch.from_numpy(links.parent).to(device),
-            children=torch.from_numpy(links.children).to(device),
             treelet=self.treelet,
             lambda_max=self.lambda_max,
             occupancy=self.occupancy,
             blocks=occupied_blocks(self.occupancy, self.shape.occupancy_cells),
-            any_occupied=torch.from_numpy(
-                any_occupied(self.occupancy.cpu().numpy(), links.level, links.children)
-            ).to(device),
-            top_level=torch.from_numpy(links.top_level).to(device),
-            top_xyz=torch.from_numpy(links.top_xyz).to(device),
-            above=torch.from_numpy(links.above).to(device),
+            any_occupied=torch.from_numpy(occupied).to(device),
+            **{name: torch.from_numpy(getattr(links, name)).to(device) for name in _LINKS},
         )
 
     def set_octree(self, keys: Int64, occupancy: Tensor, density_ema: Tensor, source: Tensor) -> None:

@@ -34,7 +34,7 @@ def decode_samples(
     parameters = _parameters(decoder, kernels) if fused else None
     if parameters is not None:
         result: tuple[Tensor, Tensor] = kernels.decode(
-            features, ray, basis, parameters, count=count, **_constants(decoder), dtype=dtype
+            features, ray, basis, parameters, count=count, **constants_of(decoder), dtype=dtype
         )
         return result
     return decode_batch(decoder, features, basis.to(dtype).index_select(0, ray), dtype)
@@ -45,7 +45,7 @@ def density_of(decoder: Decoder, features: Tensor, dtype: torch.dtype) -> Tensor
     kernels = for_device(features.device)
     parameters = _parameters(decoder, kernels)
     if parameters is not None:
-        result: Tensor = kernels.decode_density(features, parameters, **_constants(decoder), dtype=dtype)
+        result: Tensor = kernels.decode_density(features, parameters, **constants_of(decoder), dtype=dtype)
         return result
     with torch.no_grad(), torch.autocast(features.device.type, dtype=dtype, enabled=dtype != torch.float32):
         return decoder.density(features)[0]
@@ -60,7 +60,8 @@ def _parameters(decoder: Decoder, kernels: ModuleType) -> list[Tensor] | None:
     return parameters if kernels.decodes(parameters) else None
 
 
-def _constants(decoder: Decoder) -> dict[str, float]:
+def constants_of(decoder: Decoder) -> dict[str, float]:
+    """What kernels need to know of a decoder's density besides its parameters, as they name it."""
     shape = decoder.shape
     return {
         "gain": DENSITY_GAIN,
