@@ -157,3 +157,33 @@ def test_a_redo_that_cannot_run_gives_nothing_up(done: str, tmp_path: Path, aske
         assert store.has_small("decoder")
     assert np.array_equal(after.treelet_states, before.treelet_states)
     assert np.array_equal(after.slots, before.slots)
+
+
+def test_states_that_take_long_to_keep_are_kept_seldom(
+    done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    kept: list[tuple[str, float]] = []
+    write = tasks.write_checkpoint
+
+    def slow(store: SceneStore, treelet: str, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
+        nonlocal now
+        write(store, treelet, arrays, facts)
+        now += 10.0
+        kept.append((facts["stage"], now))
+
+    def second(*_: Any) -> None:
+        nonlocal now
+        now += 1.0
+
+    monkeypatch.setattr(tasks.time, "monotonic", lambda: now)
+    monkeypatch.setattr(tasks, "write_checkpoint", slow)
+    settings = tiny(
+        "training.passes=3", "octree.max_level=1", "octree.treelet_height=1", "octree.min_points=60",
+        "training.checkpoint_seconds=2", "training.samples_per_step=256",
+    )  # fmt: skip
+    scene = copy_scene(done, tmp_path / "slow.zarr")
+    train(scene, redo=ROOT, threads=1, progress=second, settings=settings, accept_changes=True)
+    pauses = [later - then for (a, then), (b, later) in itertools.pairwise(kept) if a == b]
+    assert pauses
+    assert min(pauses) >= 20 * 10.0

@@ -14,7 +14,7 @@ from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Arena
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import JournalRecord
-from infnerf_tiles.training import seed
+from infnerf_tiles.training import checkpoint, seed
 from infnerf_tiles.training.merge import with_record, with_records, with_warm_rows
 from infnerf_tiles.training.result import TrainedTreelet, finish, prune
 from infnerf_tiles.training.seed import seed_nodes
@@ -136,6 +136,21 @@ def test_what_is_not_finite_is_not_kept(rng: np.random.Generator) -> None:
     t.state.dense[3] = float("inf")
     with pytest.raises(NonFiniteError, match="base"):
         finish(t, 1e-9, NOTHING)
+
+
+@pytest.mark.parametrize("part", ["decoder", "appearance", "background"])
+def test_what_all_treelets_share_is_not_kept_with_nan(part: str) -> None:
+    t = ball_trainer(ball_keys(1), frame_=frame(1, can_go_below=True))
+    t.shared.check_finite(t.step)
+    parameter = next(getattr(t.shared, part).parameters())
+    with torch.no_grad():
+        parameter.view(-1)[-1] = torch.nan
+    with pytest.raises(NonFiniteError, match=part):
+        finish(t, 0.01, NOTHING)
+    with pytest.raises(NonFiniteError, match=part):
+        checkpoint.save(t)
+    t.shared.trainable = False  # then another training has to answer for it
+    t.shared.check_finite(t.step)
 
 
 def test_evidence_below_the_deepest_level_asks_for_children(rng: np.random.Generator) -> None:
