@@ -30,14 +30,19 @@ class LanesChecks:
     scale: ClassVar[int]
 
     def scene(self, rng: np.random.Generator, rays: int) -> tuple[Arena, Rays]:
-        arena = random_arena(rng, full_octree(2), (0, 1, 2), shape=MARCHED, fill=0.5, empty_nodes=0.0)
-        many = random_rays(rng, rays, edge=EDGE, footprint=0.08)
-        return arena, Rays(
-            origins=torch.from_numpy(rng.uniform(0.3, 0.7, (1, 3))).expand(rays, 3),
-            directions=many.directions,
-            footprint=many.footprint,
-            offset=torch.full_like(many.offset, 0.5),
-        )
+        """Nodes, and rays from one place among them that have some samples each."""
+        while True:
+            arena = random_arena(rng, full_octree(2), (0, 1, 2), shape=MARCHED, fill=0.5, empty_nodes=0.0)
+            many = random_rays(rng, rays, edge=EDGE, footprint=0.08)
+            found = Rays(
+                origins=torch.from_numpy(rng.uniform(0.3, 0.7, (1, 3))).expand(rays, 3),
+                directions=many.directions,
+                footprint=many.footprint,
+                offset=torch.full_like(many.offset, 0.5),
+            )
+            # near the finest cells' size a place can be closed in by empty ones
+            if reference.march(found, arena, SETTINGS, adapt=True).count > 4 * rays:
+                return arena, found
 
     def drawn(
         self, twin: object, arena: Arena, rays: Rays, device: torch.device, ends: tuple[int | None, ...], lanes: int,

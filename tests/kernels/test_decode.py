@@ -49,7 +49,11 @@ def decode(decoder: Decoder, samples: tuple[Tensor, ...], dtype: torch.dtype = t
 
 
 def draw(decoder: Decoder, num: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, rays, basis and gradients [M, 4], of samples at which no rectifier is on its kink."""
+    """Features, rays, basis and gradients [M, 4], of samples at which no rectifier is on its kink.
+
+    Densities span many powers of ten. Their gradients make up for it: else one sample's rounding would be as large as
+    the sum of all others.
+    """
     exact = copy.deepcopy(decoder).double()
     many = 4 * num + 50
     features = torch.from_numpy(rng.normal(size=(many, decoder.shape.features))).float()
@@ -62,7 +66,10 @@ def draw(decoder: Decoder, num: int, rng: np.random.Generator) -> tuple[Tensor, 
         nearest = torch.cat([z, y, exact.colour_mid(y.relu())], dim=1).abs().amin(dim=1)
     good = torch.nonzero(nearest > 2e-5).squeeze(1)[:num]
     assert len(good) == num
-    return features[good], ray[good], basis, torch.from_numpy(rng.normal(size=(num, 4))).float()
+    towards = torch.from_numpy(rng.normal(size=(num, 4))).float()
+    with torch.no_grad():
+        towards[:, 0] /= 1.0 + exact.density(features[good].double())[0].float()
+    return features[good], ray[good], basis, towards
 
 
 def results(decoder: Decoder, samples: tuple[Tensor, ...], dtype: torch.dtype | None) -> list[Tensor]:
