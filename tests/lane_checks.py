@@ -40,7 +40,7 @@ class LanesChecks:
                 footprint=many.footprint,
                 offset=torch.full_like(many.offset, 0.5),
             )
-            # near the finest cells' size a place can be closed in by empty ones
+            # rays of a rare place have hardly any
             if reference.march(found, arena, SETTINGS, adapt=True).count > 4 * rays:
                 return arena, found
 
