@@ -16,7 +16,7 @@ from infnerf_tiles.api.packets import chosen
 from infnerf_tiles.arrays import Int64
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
-from infnerf_tiles.field.decoder import Decoder, decoder_shape, direction_basis
+from infnerf_tiles.field.decoder import Decoder, decoder_shape, direction_basis, faded_basis
 from infnerf_tiles.field.linking import link
 from infnerf_tiles.field.shading import shade
 from infnerf_tiles.geometry.node_id import decode_keys
@@ -212,6 +212,7 @@ class OctreeModel(nn.Module):
         photo: Tensor | None = None,
         offset: Tensor | None = None,
         lod_bias: float = 0.0,
+        directions: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> dict[str, Any]:
         """What Q rays see; differentiable with respect to every parameter (not to the rays).
@@ -223,7 +224,7 @@ class OctreeModel(nn.Module):
                 the focal length in pixels, the width is 1, and 2^p at pyramid level p. One for all or float [Q].
             photo: int64 [Q], rows of `appearance`; None for the scene's own colours.
             offset: float [Q] in [0, 1), shift of each ray's steps; None: 0.5.
-            lod_bias: added to the wanted level, in levels.
+            lod_bias: added to the wanted level, in levels. directions: share of the direction that the decoder sees.
             generator: draws the "random" background.
 
         Returns:
@@ -234,7 +235,7 @@ class OctreeModel(nn.Module):
         least = None if near is None else float(near.min() if isinstance(near, Tensor) else near)
         lattice = self.lattice(least if least is None or least > 0 else None, lod_bias)
         samples, known = self.sample(rays, lattice, near, far)
-        sigma, colour = self.shade(samples, basis, known)
+        sigma, colour = self.shade(samples, faded_basis(basis, directions), known)
         rgb, transmittance, depth, weights = kernels_for(self.lambda_max).composite(
             samples.ray_start, sigma, colour, samples.t, samples.dt, stop=_STOP
         )
@@ -283,8 +284,7 @@ class OctreeModel(nn.Module):
     ) -> tuple[Samples, Tensor | None]:
         """Samples of the rays, at most `config.num_samples` each, and their features where those are known already."""
         kernels = kernels_for(self.lambda_max)
-        keep = self.config.num_samples
-        samples: Samples = kernels.march(rays, self.arena(), lattice, keep=keep, adapt=True)
+        samples: Samples = kernels.march(rays, self.arena(), lattice, keep=self.config.num_samples, adapt=True)
         inside = torch.ones_like(samples.t, dtype=torch.bool)
         ray = samples.ray.long()
         for bound, side in ((near, 1.0), (far, -1.0)):

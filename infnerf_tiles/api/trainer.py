@@ -26,7 +26,7 @@ from infnerf_tiles.api.volume import VolumeRenderer
 from infnerf_tiles.arrays import Float32, Int64
 from infnerf_tiles.errors import NonFiniteError, SettingsError, StoreFormatError
 from infnerf_tiles.metrics import psnr
-from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, learning_rate, refresh_due
+from infnerf_tiles.training.schedule import GROWTH_FRACTIONS, directions_seen, learning_rate, refresh_due
 
 _log = logging.getLogger(__name__)
 
@@ -221,6 +221,7 @@ class InfNeRFTrainer:
             outputs = model(
                 batch.rays_o, batch.rays_d, batch.near, batch.far, batch.focal_length, batch.pixel_width,
                 photo=batch.photo if model.config.num_photos else None, offset=offset, generator=generator,
+                directions=directions_seen(self.progress) if model.config.num_photos else 1.0,
             )  # fmt: skip
             if self.volume.config.lambda_transparency > 0:
                 densities, gsd = model.random_densities(_RANDOM_POINTS, generator)

@@ -126,6 +126,11 @@ def _wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def faded_basis(basis: Tensor, share: float | Tensor) -> Tensor:
+    """Direction basis [Q, 16] with all but its constant multiplied by `share`, a number or a tensor [1]."""
+    return torch.cat([basis[:, :1], basis[:, 1:] * share], dim=1)
+
+
 def direction_basis(directions: Tensor) -> Tensor:
     """Real spherical harmonics up to band 3 of unit directions float [Q, 3]: float32 [Q, 16] (Sloan 2008)."""
     x, y, z = directions.float().unbind(1)

@@ -92,8 +92,8 @@ class StepInputs:
     """Scalars of the next step, written by the host while earlier steps still run."""
 
     def __init__(self, device: torch.device):
-        self._values = torch.zeros(8, dtype=torch.int64, device=device)
-        self._ring = torch.zeros((_RING, 8), dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._values = torch.zeros(9, dtype=torch.int64, device=device)
+        self._ring = torch.zeros((_RING, 9), dtype=torch.int64, pin_memory=device.type == "cuda")
         self._words = self._ring.numpy()
         self._reals = self._words.view(np.float64)
         self._turn = 0
@@ -106,12 +106,20 @@ class StepInputs:
         """float64 [3]: `adam_scalars` of the features."""
         self.shared_rates = reals[5:8]
         """float64 [3]: `adam_scalars` of decoder, background and appearance."""
+        self.directions = reals[8:9]
+        """float64 [1]: share of the direction basis that the decoder sees, see `schedule.directions_seen`."""
+        self.directions.fill_(1.0)
 
     def put(
-        self, key: int, coarser: int, rates: tuple[float, float, float], shared_rates: tuple[float, float, float]
+        self,
+        key: int,
+        coarser: int,
+        rates: tuple[float, float, float],
+        shared_rates: tuple[float, float, float],
+        directions: float = 1.0,
     ) -> None:
         """Send the scalars of the next step."""
         row, self._turn = self._turn, (self._turn + 1) % _RING
         self._words[row, :2] = key, coarser
-        self._reals[row, 2:] = *rates, *shared_rates
+        self._reals[row, 2:] = *rates, *shared_rates, directions
         self._values.copy_(self._ring[row], non_blocking=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import AnyArray
 from infnerf_tiles.errors import NonFiniteError
+from infnerf_tiles.field.decoder import faded_basis
 from infnerf_tiles.field.decoder_batch import decode_samples
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import PackedSamples, adam_scalars
@@ -98,7 +99,8 @@ class DeviceStep:
         coarser = 0 if work.warm else coarsening(work.progress)
         rate, update = work.rate, now.step + 1
         key = key_of(work.seed, now.step)
-        self.inputs.put(key, coarser, adam_scalars(update, rate), adam_scalars(update, rate * SHARED_RATE))
+        rates = adam_scalars(update, rate), adam_scalars(update, rate * SHARED_RATE)
+        self.inputs.put(key, coarser, *rates, work.directions)
         self._launch()
         now.step += 1
         self._estimate()
@@ -288,12 +290,14 @@ class DeviceStep:
 
     def shade(self, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
         """Density [C] and colour [C, 3] of the packed samples, with the hand-over to the treelets above."""
-        packed, state, decoder = self.packed, self.work.state, self.work.shared.decoder
+        packed, state, decoder, basis = self.packed, self.work.state, self.work.shared.decoder, batch.basis
+        if self.work.learns_exposure:
+            basis = faded_basis(basis, self.inputs.directions.to(torch.float32))
         features = self._kernels.encode(
             packed.position, packed.slot, packed.beta, state.arena, self.work.moments.gradients, count=packed.count
         )
         sigma, colour = decode_samples(
-            decoder, features, packed.ray, batch.basis, packed.count, self.dtype, fused=self._fused
+            decoder, features, packed.ray, basis, packed.count, self.dtype, fused=self._fused
         )
         if not self._has_frozen:
             return sigma, colour
@@ -306,7 +310,7 @@ class DeviceStep:
             )  # fmt: skip
             ray = packed.ray.index_select(0, packed.above_sample)
             sigma_above, colour_above = decode_samples(
-                decoder, above, ray, batch.basis, packed.above_count, self.dtype, fused=self._fused
+                decoder, above, ray, basis, packed.above_count, self.dtype, fused=self._fused
             )
             # rows that are not in use go to a place behind the last sample
             used = torch.arange(num, device=self.device) < packed.above_count

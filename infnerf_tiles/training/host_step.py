@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infnerf_tiles.arrays import AnyArray, Float64, Int32
 from infnerf_tiles.errors import NonFiniteError
-from infnerf_tiles.field.decoder import direction_basis
+from infnerf_tiles.field.decoder import direction_basis, faded_basis
 from infnerf_tiles.field.decoder_batch import decode_samples, density_of
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Rays, Samples, adam_scalars
@@ -62,13 +62,14 @@ class HostStep:
         if work.depth is not None:
             points = work.depth.draw(rng, int(num_rays * RAY_SHARE))
             rays, basis = self._with_points(rays, basis, points, rng, coarser)
+        seen = basis if work.directions == 1.0 else faded_basis(basis, work.directions)
         # samples behind opaque matter are dropped next, so that more may be marched than are kept on average
         samples = self.kernels.march(
             rays, self.state.arena, self._frame.march, keep=2 * self._settings.samples_per_ray, adapt=True
         )
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        samples, known = self._visible(samples, basis)
-        loss, error, weights = self._loss(batch, points, rays, samples, known, basis, generator)
+        samples, known = self._visible(samples, seen)
+        loss, error, weights = self._loss(batch, points, rays, samples, known, basis, seen, generator)
         if not math.isfinite(loss.item()):
             raise NonFiniteError(
                 f"treelet {self.state.top}: the loss of step {now.step} is {loss.item()}; the last good state is "
@@ -205,10 +206,11 @@ class HostStep:
         samples: Samples,
         known: "_Known",
         basis: Tensor,
+        seen: Tensor,
         generator: torch.Generator,
     ) -> tuple[Tensor, float, Tensor]:
         s, num = self._settings, len(batch.photo)
-        sigma, colour = self._shade(samples, known, basis)
+        sigma, colour = self._shade(samples, known, seen)
         rgb, transmittance, _, weights = self.kernels.composite(
             samples.ray_start, sigma, colour, samples.t, samples.dt, stop=STOP
         )

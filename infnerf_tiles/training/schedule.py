@@ -25,6 +25,19 @@ def coarsening(progress: float) -> int:
     return sum(progress < until for until in COARSE_FIRST)
 
 
+DIRECTIONS = (0.2, 0.4)
+"""Progress of the seed stage at which the decoder begins to see from where a sample is looked at, and sees it in full.
+Whoever flies one way with the sun behind and back against it has photos whose exposure goes with their direction. A
+decoder that sees directions from the start learns such exposures as colours of the place, and what is then looked at
+from elsewhere comes out too dark or too bright; without them only the photos' transforms can take exposures up."""
+
+
+def directions_seen(progress: float) -> float:
+    """Share, in [0, 1], of all directional parts of the direction basis that the decoder learns with."""
+    start, full = DIRECTIONS
+    return min(max((progress - start) / (full - start), 0.0), 1.0)
+
+
 REACHED_PASSES = 0.05
 """A cell that no ray has reached for that many passes over the pixels, nor any cell beside it, lies behind opaque
 matter and counts as empty: nobody sees what is there, and marching through it would cost most of a step."""

@@ -9,7 +9,7 @@ from infnerf_tiles.training.depth import DepthTargets
 from infnerf_tiles.training.growth import Evidence
 from infnerf_tiles.training.pixel_store import StreamedPixels
 from infnerf_tiles.training.pixels import PixelSet
-from infnerf_tiles.training.schedule import WARM_RATE, learning_rate
+from infnerf_tiles.training.schedule import WARM_RATE, directions_seen, learning_rate
 from infnerf_tiles.training.shared import Shared
 from infnerf_tiles.training.state import Frame, Moments, TrainingState
 
@@ -57,6 +57,16 @@ class Workload:
         if self.settings.steps is not None:
             return min(1.0, self.counters.step / self.settings.steps)
         return min(1.0, self.counters.rays_done / self.total_rays)
+
+    @property
+    def learns_exposure(self) -> bool:
+        """Whether photos' transforms are found along with the decoder."""
+        return self.shared.trainable and self.shared.learns_appearance
+
+    @property
+    def directions(self) -> float:
+        """Share of the direction basis that the decoder sees now, see `directions_seen`."""
+        return directions_seen(self.progress) if self.learns_exposure else 1.0
 
     @property
     def rate(self) -> float:

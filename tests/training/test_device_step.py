@@ -30,6 +30,7 @@ from training.small_scenes import (
 
 from infnerf_tiles.arrays import Float64
 from infnerf_tiles.errors import NonFiniteError
+from infnerf_tiles.field.decoder import faded_basis
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.kernels import for_device
 from infnerf_tiles.kernels.arena import Rays
@@ -169,9 +170,12 @@ def test_loss_and_gradients_are_the_host_steps(kind: str, rng: np.random.Generat
     pixels, points, rays, basis = as_host_batch(step, batch)
     samples = host.kernels.march(rays, a.state.arena, a.frame.march, keep=64, adapt=True)
     assert samples.count == int(packed.count)
-    visible, known = host._visible(samples, basis)
-    expected, expected_error, _ = host._loss(pixels, points, rays, visible, known, basis, torch.Generator())
+    share = float(rng.random()) if kind == "seed" else 1.0
+    seen = faded_basis(basis, share)
+    visible, known = host._visible(samples, seen)
+    expected, expected_error, _ = host._loss(pixels, points, rays, visible, known, basis, seen, torch.Generator())
     expected.backward()  # type: ignore[no-untyped-call]
+    step.inputs.put(5, 0, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), share)
     loss, error, weights, count = step.loss(batch)
     g, h = a.moments.gradients, b.moments.gradients
     found = torch.autograd.grad(loss, [h.anchor, *(b.shared.parameters() if kind == "seed" else [])], allow_unused=True)

@@ -203,7 +203,7 @@ def test_gradients_reach_own_nodes_alone(rng: np.random.Generator) -> None:
     assert frozen.above is not None
     assert not frozen.frozen.sigma.requires_grad
     assert not frozen.above.sigma.requires_grad
-    loss, _, _ = host(t)._loss(batch, None, rays, samples, frozen, basis, torch.Generator().manual_seed(0))
+    loss, _, _ = host(t)._loss(batch, None, rays, samples, frozen, basis, basis, torch.Generator().manual_seed(0))
     loss.backward()  # type: ignore[no-untyped-call]
     g = t.moments.gradients
     assert g.tables.shape[0] == t.state.capacity
