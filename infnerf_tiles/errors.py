@@ -4,6 +4,7 @@ InfnerfError                     exit code 1
 ├── SettingsError (ValueError)            2  a setting or a command-line value is wrong
 ├── DataError (ValueError)                3  the photos, poses or points cannot be used
 │   ├── DatasetError                         the folder as a whole
+│   │   └── NoPosesError                     there are none where they should be
 │   ├── CameraError                          one camera or one pose
 │   └── PhotoError                           one photo or mask
 │       └── DamagedPhotoError                its contents are no whole picture, whoever decodes it
@@ -42,6 +43,10 @@ class DataError(InfnerfError, ValueError):
 
 class DatasetError(DataError):
     """The data set as a whole cannot be used."""
+
+
+class NoPosesError(DatasetError):
+    """There is no data set at the given place: no such folder, or no poses in it."""
 
 
 class CameraError(DataError):

@@ -16,6 +16,7 @@ from infnerf_tiles.arrays import Int64
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.marks import read_marks
 from infnerf_tiles.data.observers import observers
+from infnerf_tiles.data.placing import photo_folder
 from infnerf_tiles.errors import BudgetError, DatasetError
 from infnerf_tiles.geometry.bounds import point_wanted_levels
 from infnerf_tiles.geometry.node_id import NodeId
@@ -84,6 +85,7 @@ def add_photos(
     Errors: DatasetError (former photos are gone, moved or changed; another frame; outside the bounds), BudgetError
     (more nodes than octree.max_nodes), StoreError (no scene, or another process is changing it).
     """
+    images = photo_folder(data, images)
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         store.check_built()
         finish_redo(store)

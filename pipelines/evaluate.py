@@ -11,7 +11,7 @@ import numpy as np
 from infnerf_tiles.pipelines.surfaces import RegionFigures, RegionSums, StripFigures, StripSums, surfaces
 
 from infnerf_tiles.arrays import Bool, Float64, UInt8
-from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
+from infnerf_tiles.data.dataset import PosedPhotos
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
 from infnerf_tiles.data.records import Rejected
 from infnerf_tiles.errors import DamagedPhotoError, DatasetError
@@ -20,7 +20,8 @@ from infnerf_tiles.process import peak_memory
 from infnerf_tiles.rendering.renderer import DeviceChoice, Renderer
 from infnerf_tiles.rendering.scene import Scene
 from infnerf_tiles.settings import Settings
-from infnerf_tiles.training.inputs import scene_inputs
+from infnerf_tiles.training.context import scene_dataset
+from infnerf_tiles.training.inputs import photo_places
 
 Split = Literal["test", "train"]
 Progress = Callable[[int, int], None]
@@ -230,15 +231,8 @@ class _Scorer:
 
 
 def _read_photos(scene: Scene, data: str | None, images: str | None) -> PosedPhotos:
-    inputs = None if data is not None else scene_inputs(scene.header)
-    folder = data if inputs is None else inputs.dataset
-    photo_folder = images if images is not None or inputs is None else inputs.images
-    return read_dataset(
-        Path(str(folder)),
-        images=None if photo_folder is None else Path(photo_folder),
-        downscale=scene.settings.data.downscale,
-        test_every=scene.settings.data.test_every,
-    )
+    folder, photo_folder = photo_places(scene.header, data, images)
+    return scene_dataset(scene.settings, Path(folder), None if photo_folder is None else Path(photo_folder))
 
 
 def _chosen(scene: Scene, photos: PosedPhotos, split: Split, limit: int | None) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from infnerf_tiles.pipelines.needs import PIXEL_COPIES, Budgets, Needs, largest_
 from infnerf_tiles.pipelines.partition import Partition, partition
 
 from infnerf_tiles.data.dataset import read_dataset
+from infnerf_tiles.data.placing import photo_folder
 from infnerf_tiles.errors import BudgetError
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
@@ -96,7 +97,7 @@ def plan(
     if nothing does; else as `build`.
     """
     photos = read_dataset(
-        data, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
+        data, images=photo_folder(data, images), downscale=settings.data.downscale, test_every=settings.data.test_every,
         check_photos=check_photos,
     )  # fmt: skip
     found = partition(photos, settings, bounds)

@@ -30,7 +30,7 @@ from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.journal import read_all
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.training.context import Context, scene_dataset
-from infnerf_tiles.training.inputs import absolute, scene_inputs, scene_settings
+from infnerf_tiles.training.inputs import photo_places, scene_settings
 from infnerf_tiles.training.pixel_store import drop_all_pixels
 from infnerf_tiles.training.redo import finish_redo
 from infnerf_tiles.training.renewal import finish_renewal
@@ -118,11 +118,11 @@ def train(
             forget_capacities(store)
         if not store.has_small("decoder") and take_up_seed_result(store):
             _log.info("seed stage: done before the last stop, taken up")
-        inputs = scene_inputs(store.header)
+        folder, photo_folder = photo_places(store.header, data, images)
         task = TrainTask(
             scene=scene if "://" in scene else str(Path(scene).resolve()),
-            dataset=absolute(data) or inputs.dataset,
-            images=absolute(images) or inputs.images,
+            dataset=folder,
+            images=photo_folder,
             settings=settings or scene_settings(store.header),
             threads=place.threads_per_task,
         )

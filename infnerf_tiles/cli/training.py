@@ -32,7 +32,8 @@ _RESUMES = "what is trained is kept, and the same command goes on from there"
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the photos, if it is not DATA/images (COLMAP) or what transforms.json says.",
+    help="Folder of the photos, as seen from here or from DATA, if it is not DATA/images (COLMAP) or what "
+    "transforms.json says.",
 )
 @click.option("--crs", metavar="EPSG:CODE", help="Coordinate reference system of the poses; wins over DATA/geo.json.")
 @click.option(

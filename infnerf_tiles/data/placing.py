@@ -17,6 +17,14 @@ _INPUT = "input"  # where 3D Gaussian splatting's scripts begin
 _NUM_TRIED = 32
 
 
+def photo_folder(data: Path, images: Path | None) -> Path | None:
+    """The folder of photos that somebody named: seen from where he is or, if there is none, from the data set."""
+    if images is None or images.is_dir():
+        return images
+    below = (data.parent if data.is_file() else data) / images
+    return below if below.is_dir() else images
+
+
 def place_model_photos(folder: Path, images: Path | None, names: Sequence[str]) -> PhotoFolder:
     """Where the photos of a COLMAP model are: below `images` or, if that is None, in the data set's folder.
 

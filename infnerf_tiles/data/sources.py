@@ -7,7 +7,7 @@ from pathlib import Path
 from infnerf_tiles.data.colmap import find_colmap, num_images
 from infnerf_tiles.data.nearby import what_is_there
 from infnerf_tiles.data.transforms_json import TRANSFORMS_FILE, contents_text, find_transforms
-from infnerf_tiles.errors import DatasetError
+from infnerf_tiles.errors import DatasetError, NoPosesError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ def find_source(path: Path) -> Source:
     """What to read of `path`: a data set's folder, the folder of a COLMAP model, or one .json or model file.
 
     Of a model and a transforms file the model is read, unless it is nerfstudio's own (colmap/sparse): its transforms
-    file says more. DatasetError, naming what lies nearby, if there are no poses.
+    file says more. NoPosesError, naming what lies nearby, if there are no poses; DatasetError if it is a file of
+    another kind.
     """
     if path.is_file():
         if path.suffix.lower() == ".json":
@@ -43,13 +44,13 @@ def find_source(path: Path) -> Source:
             )
         path = path.parent
     if not path.is_dir():
-        raise DatasetError(
+        raise NoPosesError(
             f"{path}: expected a folder with posed photos, got none{what_is_there(path) or '; check the path'}"
         )
     model, transforms = find_colmap(path), find_transforms(path)
     if model is None:
         if not transforms:
-            raise DatasetError(
+            raise NoPosesError(
                 f"{path}: expected a COLMAP model (images.bin or images.txt in sparse/0, sparse, colmap/sparse/0 or "
                 f"the folder itself), {TRANSFORMS_FILE} or Blender's transforms_train.json, got none of them"
                 f"{what_is_there(path) or '; give the folder that holds the poses'}"

@@ -15,7 +15,7 @@ from infnerf_tiles.data.colmap import model_folders
 from infnerf_tiles.data.dataset import PosedPhotos, read_dataset
 from infnerf_tiles.data.observers import observers
 from infnerf_tiles.data.photos import decode_masked_photo, mask_pyramid, num_pyramid_levels, pyramid
-from infnerf_tiles.errors import DamagedPhotoError, DatasetError
+from infnerf_tiles.errors import DamagedPhotoError, DatasetError, NoPosesError
 from infnerf_tiles.field.appearance import Appearance
 from infnerf_tiles.field.background import Background
 from infnerf_tiles.field.decoder import Decoder, decoder_shape
@@ -174,9 +174,21 @@ class PhotoReader:
             return None
 
 
-def scene_dataset(settings: Settings, folder: Path, images: Path | None = None) -> PosedPhotos:
-    """Read the photos as the scene's settings say, every file's header included. Errors as `read_dataset`."""
-    return read_dataset(folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
+def scene_dataset(
+    settings: Settings, folder: Path, images: Path | None = None, *, check_photos: bool = True
+) -> PosedPhotos:
+    """Read the photos as the scene's settings say, by default every file's header included. Errors as `read_dataset`;
+    one for a data set that is gone says how to give its place."""
+    try:
+        return read_dataset(
+            folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
+            check_photos=check_photos,
+        )  # fmt: skip
+    except NoPosesError as error:
+        raise NoPosesError(
+            f"{error}. The scene looks there for its photos and poses: put them back, or give the folder where they "
+            "are now with --data"
+        ) from error
 
 
 def in_scene_order(photos: PosedPhotos, stored: StoredCameras, files: StoredFiles | None) -> PosedPhotos:
@@ -206,10 +218,7 @@ def scene_photos(store: SceneStore, settings: Settings, folder: Path, images: Pa
     key = (store.name, store.header.created, str(folder), str(images), settings.data, _signature(folder), built)
     with _memory_lock:
         if _memory.get("key") != key:
-            photos = read_dataset(
-                folder, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every,
-                check_photos=False,
-            )  # fmt: skip
+            photos = scene_dataset(settings, folder, images, check_photos=False)
             _memory.update(key=key, photos=in_scene_order(photos, stored, files))
         found: PosedPhotos = _memory["photos"]
     return found

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infnerf_tiles.errors import DamagedStoreError
+from infnerf_tiles.data.placing import photo_folder
+from infnerf_tiles.errors import DamagedStoreError, DatasetError
 from infnerf_tiles.settings import Settings, parse_settings
 from infnerf_tiles.store.schema import SceneHeader
 
@@ -57,3 +58,20 @@ def scene_inputs(header: SceneHeader) -> Inputs:
 def absolute(path: str | Path | None) -> str | None:
     """The path from the root, so that the scene can be trained from any folder."""
     return None if path is None else str(Path(path).resolve())
+
+
+def photo_places(header: SceneHeader, data: str | None, images: str | None) -> tuple[str, str | None]:
+    """Absolute folders of data set and photos (None: where the data set has them): as given, else as at build.
+
+    A folder of photos of then that lay in the data set is looked for in the one that is given. DatasetError if neither
+    the scene nor `data` names a data set.
+    """
+    then = Inputs(dataset="") if data is not None and _INPUTS not in header.settings else scene_inputs(header)
+    if not (then.dataset or data):
+        raise DatasetError("data set: expected its folder, but the scene names none; give it with --data")
+    folder = absolute(data) or then.dataset
+    if images is not None:
+        return folder, absolute(photo_folder(Path(folder), Path(images)))
+    if data is None or then.images is None or not (then.dataset and Path(then.images).is_relative_to(then.dataset)):
+        return folder, then.images
+    return folder, str(Path(folder) / Path(then.images).relative_to(then.dataset))

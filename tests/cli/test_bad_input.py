@@ -250,7 +250,10 @@ def test_train_says_what_is_wrong_with_its_photos(cli: Cli, city_copy: Path, tmp
     scene = tmp_path / "scene"
     assert cli("build", city_copy, scene, *tiny()).exit_code == 0
     city_copy.rename(tmp_path / "moved")
-    failed(cli("train", scene), 3, str(city_copy))
+    failed(cli("train", scene), 3, str(city_copy), "expected a folder with posed photos, got none", "--data")
+    city_copy.mkdir()
+    failed(cli("train", scene), 3, str(city_copy), "COLMAP model", "--data")
+    city_copy.rmdir()
     failed(cli("train", scene, "--redo", "roof", "--data", tmp_path / "moved"), 2, "roof")
     failed(cli("train", scene, "--redo", "L3/7-7-7", "--data", tmp_path / "moved"), 2, "L3/7-7-7", "treelet")
 

@@ -119,6 +119,14 @@ def test_missing_photos_are_told(scene: Scene, pictures: list[Picture], tmp_path
         evaluate(scene.store.name, threads=1, dataset=other)
 
 
+def test_a_data_set_that_is_gone_is_told_with_the_next_step(scene: Scene, tmp_path: Path) -> None:
+    for folder in (tmp_path / "gone", tmp_path):
+        with pytest.raises(DatasetError, match=r"posed photos|COLMAP model") as error:
+            evaluate(scene.store.name, data=str(folder))
+        assert str(folder) in str(error.value)
+        assert "--data" in str(error.value)
+
+
 def test_faces_of_nodes_and_treelets_are_where_they_should_be(scene: Scene) -> None:
     """A camera that looks straight down on planes of known height."""
     root, cells = scene.header.root, scene.header.cells
