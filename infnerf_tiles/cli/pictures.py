@@ -145,7 +145,8 @@ def _ratio(value: float | None) -> str:
     "--path",
     metavar="KIND|FILE",
     help="Camera path: orbit (the default), spiral, flythrough, interpolate (from photo to photo), dataset (the poses "
-    "of the photos), or a JSON file of this program or of nerfstudio.",
+    "of the photos), or a JSON file: a path of this program or of nerfstudio, or a transforms.json in the scene's "
+    "world frame.",
 )
 @click.option("--photo", metavar="NAME", help="Draw what the camera of this photo saw, instead of a path.")
 @click.option(

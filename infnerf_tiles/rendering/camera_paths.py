@@ -197,7 +197,7 @@ def make_path(
 
 
 def read_path_file(path: Path, *, frames: int | None = None) -> CameraPath:
-    """The path in a JSON file of our own or nerfstudio's form (see `path_files`).
+    """The path in a JSON file of any form that is known (see `path_files`).
 
     `frames`: of a file with one pose a frame only the first so many, of a file with key poses so many instead of the
     file's own number. Raises SettingsError if there is no such file, DataError if it holds no valid path.

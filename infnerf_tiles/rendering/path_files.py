@@ -1,4 +1,4 @@
-"""Camera paths as JSON files: our own form and nerfstudio's, checked before anything is allocated from them.
+"""Camera paths as JSON files: our own form, nerfstudio's and lists of cameras, checked before anything is allocated.
 
 Our own form, `{"format": "infnerf-tiles camera path", "version": 1, ...}` with
 
@@ -10,28 +10,41 @@ Our own form, `{"format": "infnerf-tiles camera path", "version": 1, ...}` with
 nerfstudio's form (`camera_path`, `render_width`, `render_height`, `fps`; OpenGL axes, vertical field of view in
 degrees) is read as it stands: its poses must be in the scene's world frame, which holds for a path made on a training
 with auto-scaling, centring and reorienting switched off.
+
+A list of cameras (`frames`) is a transforms.json of nerfstudio, instant-ngp or Blender, as data sets have it: a frame
+for each entry, in the order of the file, in the scene's world frame. All are drawn with the camera that most of them
+have, without its distortion.
 """
 
 import json
+import logging
 import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infnerf_tiles.arrays import Float64
+from infnerf_tiles.data.codecs import photo_size
+from infnerf_tiles.data.names import find_file, name_problem
+from infnerf_tiles.data.placing import EXTENSIONS
+from infnerf_tiles.data.transforms_camera import frame_camera
 from infnerf_tiles.errors import CameraError, DataError, SettingsError
-from infnerf_tiles.geometry.camera import Camera
+from infnerf_tiles.geometry.camera import Camera, PosedCameras
 from infnerf_tiles.geometry.rotation import nearest_rotations
+from infnerf_tiles.rendering.vantage import path_camera
 from infnerf_tiles.units import MAX_SIDE
 
 FORMAT = "infnerf-tiles camera path"
 VERSION = 1
 MAX_FRAMES = 100_000  # an hour at 30 frames a second
 MAX_FILE_BYTES = 256 << 20  # MAX_FRAMES poses as generous text
+_LIST = "frames"
+_log = logging.getLogger(__name__)
 _ROTATION_TOLERANCE = 1e-3  # files carry poses as text, often with few digits
 
 
@@ -51,7 +64,7 @@ class PathFile:
 
 
 def parse_path_file(path: Path) -> PathFile:
-    """Read and check a path file of either form; rounding errors in rotations are taken out.
+    """Read and check a path file of any form; rounding errors in rotations are taken out.
 
     Raises SettingsError if there is no such file, DataError that names file, place, expected and got for what is in it.
     """
@@ -75,8 +88,11 @@ def parse_path_file(path: Path) -> PathFile:
             return _parse_own(content)
         if "camera_path" in content:
             return _parse_nerfstudio(content)
+        if _LIST in content:
+            return _parse_list(content, path)
         raise DataError(
-            f'expected "format": "{FORMAT}", or nerfstudio\'s "camera_path"; got the keys {sorted(content)[:8]}'
+            f'expected "format": "{FORMAT}", nerfstudio\'s "camera_path", or the "{_LIST}" of a transforms.json; '
+            f"got the keys {sorted(content)[:8]}"
         )
     except DataError as error:
         raise DataError(f"path file {path}: {error}") from error
@@ -157,6 +173,46 @@ def _parse_nerfstudio(content: Mapping[str, Any]) -> PathFile:
     focal = height / 2 / math.tan(math.radians(angles[0]) / 2)
     camera = Camera(model="PINHOLE", width=width, height=height, params=(focal, focal, width / 2, height / 2))
     return PathFile(camera=camera, poses=poses, frames=None, loop=False, fps=_fps(content))
+
+
+def _parse_list(content: Mapping[str, Any], path: Path) -> PathFile:
+    """path: of the file itself, beside which photos lie whose size it does not give."""
+    entries = content[_LIST]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{_LIST}: expected a list of objects, got {reprlib.repr(entries)}")
+    poses = _poses([entry.get("transform_matrix") for entry in entries], _LIST, ".transform_matrix")
+    poses[:, :, 1:3] *= -1  # OpenGL's y up, z back -> y down, z forward
+    found = []
+    for i, entry in enumerate(entries):
+        try:
+            camera = frame_camera(entry, content, partial(_photo_size, path.parent, entry))
+            _count({"w": camera.width}, "w", MAX_SIDE)
+            _count({"h": camera.height}, "h", MAX_SIDE)
+        except DataError as error:
+            raise DataError(f"{_LIST}[{i}]: {error}") from error
+        found.append(camera)
+    cameras = tuple(dict.fromkeys(found))
+    row_of = {camera: row for row, camera in enumerate(cameras)}
+    camera = path_camera(PosedCameras(cameras, np.array([row_of[c] for c in found], np.int32), poses))
+    if len(cameras) > 1:
+        _log.warning(
+            "path file %s: its %d frames have %d cameras; all are drawn with the most frequent one (%dx%d pixels)",
+            path, len(found), len(cameras), camera.width, camera.height,
+        )  # fmt: skip
+    return PathFile(camera=camera, poses=poses, frames=None, loop=False, fps=_fps(content))
+
+
+def _photo_size(folder: Path, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """(width, height) of the photo that an entry names."""
+    name = entry.get("file_path")
+    if isinstance(name, str) and name_problem(name) is None:
+        for extension in ("", *EXTENSIONS):
+            if (photo := find_file(folder, name + extension)) is not None:
+                return photo_size(photo)
+    raise CameraError(
+        f"expected w and h, or the photo to take them from, got neither (file_path {reprlib.repr(name)}); add w and h "
+        "to the file"
+    )
 
 
 def _poses(values: Any, name: str, suffix: str = "") -> Float64:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from rendering.captures import CAMERA, keys_on_a_bend, survey
 
 from infnerf_tiles.errors import DataError
+from infnerf_tiles.geometry.camera import Camera
 from infnerf_tiles.geometry.rotation import quaternions_from_rotations
 from infnerf_tiles.rendering import path_files
 from infnerf_tiles.rendering.camera_paths import (
@@ -82,6 +84,42 @@ def test_nerfstudio_paths_are_converted_to_our_axes(tmp_path: Path) -> None:
     )  # the field of view is the vertical one
 
 
+def transforms_file(**changes: Any) -> dict[str, Any]:
+    """As a data set has it: OpenGL axes, distortion that a film is drawn without."""
+    poses = keys_on_a_bend()
+    poses[:, :, 1:3] *= -1
+    square = np.concatenate([poses, np.tile([0.0, 0, 0, 1], (len(poses), 1, 1))], axis=1)
+    frames = [{"file_path": f"images/{9 - i}.jpg", "transform_matrix": pose.tolist()} for i, pose in enumerate(square)]
+    content = {"fl_x": 280.0, "fl_y": 280.0, "cx": 151.0, "cy": 99.0, "k1": 0.1, "w": 300, "h": 200, "frames": frames}
+    return {key: value for key, value in (content | changes).items() if value is not None}
+
+
+def test_a_list_of_cameras_is_a_path_in_its_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = read_path_file(write(tmp_path, transforms_file()))
+    np.testing.assert_allclose(path.camera_to_world, keys_on_a_bend(), atol=1e-12)
+    assert path.camera == Camera("PINHOLE", 300, 200, (280.0, 280.0, 150.0, 100.0))
+    assert path.fps == pytest.approx(30)
+    assert read_path_file(tmp_path / "path.json", frames=2).num_frames == 2
+    angle = 2 * np.arctan(150 / 280)
+    blender = transforms_file(camera_angle_x=angle, fl_x=None, fl_y=None, cx=None, cy=None, k1=None)
+    assert read_path_file(write(tmp_path, blender)).camera.fx == pytest.approx(280)
+    assert "cameras" not in caplog.text
+    odd = with_entry(transforms_file(), "frames", 1, transforms_file()["frames"][1] | {"fl_x": 300.0})
+    assert read_path_file(write(tmp_path, odd)).camera == path.camera
+    assert "2 cameras" in caplog.text
+
+
+def test_a_list_of_cameras_without_sizes_takes_those_of_the_photos(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    frames = [frame | {"file_path": "./train/r_0"} for frame in transforms_file()["frames"]]
+    content = transforms_file(w=None, h=None, frames=frames)
+    with pytest.raises(DataError, match=r"frames\[0\].*w and h.*r_0"):
+        read_path_file(write(tmp_path, content))
+    iio.imwrite(tmp_path / "train" / "r_0.png", np.zeros((20, 30, 3), np.uint8))
+    camera = read_path_file(write(tmp_path, content)).camera
+    assert (camera.width, camera.height) == (30, 20)
+
+
 def with_entry(content: dict[str, Any], name: str, index: int, value: Any) -> dict[str, Any]:
     entries = list(content[name])
     entries[index] = value
@@ -96,7 +134,7 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "not a number": (json.dumps(own_file()).replace("24", "NaN"), "NaN"),
     "too deep": ("[" * 100_000, "expected JSON"),
     "a list": ([], "object"),
-    "something else": ({"frames": []}, "camera_path"),
+    "something else": ({"keyframes": []}, "camera_path"),
     "future version": (own_file(version=2), "version"),
     "no camera": (own_file(camera=None), "camera"),
     "unknown model": (own_file(camera={"model": "MAGIC", "width": 1, "height": 1, "params": []}), "MAGIC"),
@@ -127,6 +165,12 @@ BAD_FILES: dict[str, tuple[object, str]] = {
     "nerfstudio without poses": (nerfstudio_file(camera_path=[{"fov": 50}]), r"camera_path\[0\]\.camera_to_world"),
     "nerfstudio of words": (nerfstudio_file(camera_path=["a"]), "camera_path"),
     "flat view": (nerfstudio_file(camera_path=[nerfstudio_file()["camera_path"][0] | {"fov": 180}]), "fov"),
+    "no cameras listed": (transforms_file(frames=[]), "frames"),
+    "cameras of words": (transforms_file(frames=["a"]), "frames"),
+    "a camera without pose": (with_entry(transforms_file(), "frames", 2, {}), r"frames\[2\]\.transform_matrix"),
+    "a list without lens": (transforms_file(fl_x=None, fl_y=None), r"frames\[0\].*focal length"),
+    "a list of huge pictures": (transforms_file(w=10**9), r"frames\[0\].*w"),
+    "a list with another lens": (transforms_file(ftheta_p0=1.0), "ftheta_p0"),
     "zoom": (
         with_entry(nerfstudio_file(), "camera_path", 2, nerfstudio_file()["camera_path"][2] | {"fov": 40}),
         r"camera_path\[2\]\.fov.*zoom",
