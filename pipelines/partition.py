@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+from infnerf_tiles.pipelines.given_bounds import given_root_cube
 
 from infnerf_tiles.arrays import Bool, Float64, Int64
 from infnerf_tiles.data.dataset import PosedPhotos
@@ -99,7 +100,7 @@ def partition(photos: PosedPhotos, settings: Settings, bounds: tuple[float, ...]
     """Derive bounds, grow the octree and cut it.
 
     bounds: (x, y, z, X, Y, Z) of what the root cube has to hold, world units. Errors: DatasetError, CameraError,
-    SettingsError, BudgetError (more nodes than octree.max_nodes).
+    SettingsError (also for bounds that hold nothing the photos show), BudgetError (more nodes than octree.max_nodes).
     """
     if bool(photos.is_test.all()):
         raise SettingsError("data.test_every: every photo is held out for testing, none is left to train; raise it")
@@ -162,12 +163,7 @@ def _root_cube(
     photos: PosedPhotos, evidence: Int64, settings: Settings, bounds: tuple[float, ...] | None
 ) -> RootCube:
     if bounds is not None:
-        lo, hi = np.array(bounds[:3], np.float64), np.array(bounds[3:], np.float64)
-        if len(bounds) != 6 or not (np.isfinite(bounds).all() and (hi > lo).all()):
-            raise SettingsError(f"--bounds: expected x,y,z,X,Y,Z with x < X, y < Y, z < Z, got {bounds}")
-        edge = float((hi - lo).max())
-        origin = (lo + hi - edge) / 2
-        return RootCube((float(origin[0]), float(origin[1]), float(origin[2])), edge)
+        return given_root_cube(photos, evidence, bounds)
     if photos.points is not None and len(evidence):
         return root_cube_from_points(photos.points.xyz[evidence], photos.cameras)
     return root_cube_from_cameras(photos.cameras, settings.octree.reach)

@@ -114,6 +114,33 @@ def test_bounds_that_hold_nothing_are_refused(city: Path, tmp_path: Path, bounds
     assert not (tmp_path / "scene.zarr").exists()
 
 
+NOWHERE = [(900.0, 900.0, 900.0, 910.0, 910.0, 910.0), (0.0, 0.0, -600.0, 10.0, 10.0, -590.0)]
+"""Beside everything; deep below the ground, into which photos look that show the ground."""
+
+
+@pytest.mark.parametrize("bounds", NOWHERE)
+def test_bounds_without_anything_that_photos_show_are_refused(
+    city: Path, tmp_path: Path, bounds: tuple[float, ...]
+) -> None:
+    points = read_dataset(city).points
+    assert points is not None
+    low = np.percentile(points.xyz, 1, axis=0)
+    with pytest.raises(SettingsError, match=f"--bounds {bounds[0]:g},") as error:
+        build(city, str(tmp_path / "scene.zarr"), tiny(), bounds=bounds)
+    reach = str(error.value).partition("reach from ")[2].partition(" to ")[0]
+    assert np.allclose([float(text) for text in reach.split(",")], low, atol=5.0)
+    assert not (tmp_path / "scene.zarr").exists()
+
+
+def test_without_points_bounds_are_held_against_the_views(city: Path, tmp_path: Path) -> None:
+    data = without_points(city, tmp_path / "bare")
+    with pytest.raises(SettingsError, match=r"none looks into it.*look at about"):
+        build(data, str(tmp_path / "scene.zarr"), tiny(), bounds=NOWHERE[0])
+    for low, high in ((-40.0, 40.0), (-0.1, 0.1), (-5000.0, 5000.0)):  # between the rays, and around all cameras
+        bounds = (low, low, low, high, high, high)
+        build(data, str(tmp_path / "scene.zarr"), tiny("octree.max_level=1"), bounds=bounds, overwrite=True)
+
+
 def test_the_crs_is_kept(city: Path, tmp_path: Path) -> None:
     scene = build_scene(city, tmp_path / "scene.zarr", crs="EPSG:2178")
     with SceneStore.open(scene) as store:
