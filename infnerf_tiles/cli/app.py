@@ -63,6 +63,22 @@ _COMMANDS = {
 }
 
 
+class _Command(click.Command):
+    """A command that refuses empty values: a path of no characters would be the working folder."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click; UsageError for an empty value."""
+        rest = super().parse_args(ctx, list(args))
+        if not ctx.resilient_parsing:
+            values, _, given = self.make_parser(ctx).parse_args(list(args))
+            for param in given:
+                value = values.get(param.name or "")
+                texts = value if isinstance(value, tuple | list) else (value,)
+                if any(isinstance(text, str) and not text.strip() for text in texts):
+                    raise click.BadParameter("expected a value, got an empty one; is a variable not set?", ctx, param)
+        return rest
+
+
 @click.group(cls=_Lazy, context_settings=_CONTEXT)
 @click.version_option(__version__, "--version", prog_name="infnerf-tiles", help="Print the version and stop.")
 def main() -> None:
@@ -107,7 +123,7 @@ def command(
         wrapped: Callable[..., None] = terminal_options(run)
         if json:
             wrapped = json_option(wrapped)
-        made = click.command(name, short_help=summary, context_settings=_CONTEXT)(wrapped)
+        made = click.command(name, cls=_Command, short_help=summary, context_settings=_CONTEXT)(wrapped)
         # what is special to the command is read first
         made.params.sort(key=lambda param: _SHARED.index(param.name) if param.name in _SHARED else -1)
         return made

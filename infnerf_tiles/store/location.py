@@ -39,6 +39,8 @@ def open_location(location: Location, mode: Mode) -> GuardedStore:
             raise StoreError(f"scene {location}: expected a store that can be written, got one opened for reading")
         return GuardedStore(location)
     text = str(location)
+    if not text.strip():
+        raise SettingsError("scene: expected a folder, a .zip or a URL, got an empty name; is a variable not set?")
     if text.startswith("file://"):
         location = Path(url2pathname(urlsplit(text).path))
     elif "://" in text:

@@ -102,17 +102,17 @@ class RemoteStore(WrapperStore[Store]):
 
     async def list(self) -> AsyncIterator[str]:
         """See zarr; UnreachableError as in `get`."""
-        for key in await self._persist("the list of its files", lambda: _all(self._store.list())):
+        for key in await self._persist(_listing(""), lambda: _all(self._store.list())):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """See zarr; UnreachableError as in `get`."""
-        for key in await self._persist(f"the list of {prefix}", lambda: _all(self._store.list_prefix(prefix))):
+        for key in await self._persist(_listing(prefix), lambda: _all(self._store.list_prefix(prefix))):
             yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """See zarr; UnreachableError as in `get`."""
-        for key in await self._persist(f"the list of {prefix}", lambda: _all(self._store.list_dir(prefix))):
+        for key in await self._persist(_listing(prefix), lambda: _all(self._store.list_dir(prefix))):
             yield key
 
     async def _persist(self, key: str, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
@@ -187,6 +187,10 @@ def open_remote(url: str, name: str, *, read_only: bool = True, patience: Patien
         ),
         lists=scheme not in WEB_SCHEMES,
     )
+
+
+def _listing(folder: str) -> str:
+    return f"the list of {folder}" if folder else "the list of its files"
 
 
 async def _all(keys: AsyncIterator[str]) -> "list[str]":

@@ -68,6 +68,26 @@ def test_wrong_usage_is_2(cli: Cli, arguments: list[str], words: list[str]) -> N
     failed(cli(*arguments), 2, *words)
 
 
+EMPTY = [
+    ["build", "", "scene"], ["build", "data", ""], ["build", "data", "scene", "--images", ""], ["plan", ""],
+    ["train", ""], ["train", "scene", "--data="], ["train", "scene", "--set", ""], ["eval", " "],
+    ["eval", "scene", "--data", ""], ["render", "", "-o", "a.png"], ["render", "scene", "-o", ""], ["view", ""],
+    ["export", "", "a.ply"], ["export", "scene", ""], ["pack", "", "a.zip"], ["pack", "scene", ""], ["info", ""],
+    ["verify", ""], ["gc", ""], ["demo", ""],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
+def test_an_empty_name_is_no_folder(
+    cli: Cli, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a variable that is not set gives it; the working folder, which it would stand for, may be a scene."""
+    make_scene(tmp_path / "here").close()
+    monkeypatch.chdir(tmp_path / "here")
+    failed(cli(*arguments), 2, "Invalid value", "empty")
+    assert cli(*arguments, "--help").exit_code == 0
+
+
 def test_all_wrong_settings_are_told_at_once(cli: Cli, tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text("[octree]\ncells = 60\n[training]\nsteps = '5'\n", encoding="utf-8")

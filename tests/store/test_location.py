@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from store_scenes import header, table, train_treelet, trained_scene
 
-from infnerf_tiles.errors import DamagedNodeError, DamagedStoreError, SceneNotFoundError, StoreError
+from infnerf_tiles.errors import DamagedNodeError, DamagedStoreError, SceneNotFoundError, SettingsError, StoreError
 from infnerf_tiles.store.facts import info
 from infnerf_tiles.store.index import plan_again
 from infnerf_tiles.store.location import display_name
@@ -101,3 +101,9 @@ def test_urls(scene: Path) -> None:
 def test_names_of_urls_carry_no_secrets() -> None:
     assert display_name("https://me:secret@host:8000/a/b.zarr?token=secret#secret") == "https://host:8000/a/b.zarr"
     assert display_name("s3://bucket/scene.zarr") == "s3://bucket/scene.zarr"
+
+
+def test_an_empty_name_is_no_place() -> None:
+    for name in ("", " "):
+        with pytest.raises(SettingsError, match="empty name"):
+            SceneStore.open(name)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from store_scenes import header, table, trained_scene
 from web_servers import serving
+from zarr.storage import MemoryStore
 
 from infnerf_tiles.errors import DamagedNodeError, SceneNotFoundError, SettingsError, StoreError, UnreachableError
 from infnerf_tiles.store.facts import info
 from infnerf_tiles.store.fetch import Fetch
+from infnerf_tiles.store.guarded import GuardedStore
 from infnerf_tiles.store.pack import pack, pack_shards
-from infnerf_tiles.store.remote import Patience, open_remote
+from infnerf_tiles.store.remote import Patience, RemoteStore, open_remote
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.verify import verify
 
@@ -137,6 +140,20 @@ def test_a_server_that_always_fails_is_given_up(scene: Path) -> None:
         with pytest.raises(UnreachableError, match=r"expected to reach zarr\.json, got after 6 attempts"):
             hasty(server.url)
         assert len(server.requests) == 6
+
+
+class _Unlisted(MemoryStore):
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        raise TimeoutError("no answer")
+        yield prefix
+
+
+@pytest.mark.parametrize(("folder", "what"), [("", "the list of its files"), ("index", "the list of index")])
+def test_what_could_not_be_listed_has_a_name(folder: str, what: str) -> None:
+    once = Patience(attempts=1, pause=0.0)
+    store = GuardedStore(RemoteStore(_Unlisted(), "s3://b/x", patience=once))
+    with pytest.raises(UnreachableError, match=f"scene s3://b/x: expected to reach {what}, got"):
+        store.names(folder)
 
 
 def test_a_server_that_goes_away_is_no_damage(scene: Path) -> None:
