@@ -15,6 +15,7 @@ from infnerf_tiles.arrays import AnyArray, Int64
 from infnerf_tiles.errors import DamagedStoreError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.store.bundle import Bundle, drop_bundle, read_bundle, write_bundle
+from infnerf_tiles.store.index import TreeletState
 from infnerf_tiles.store.journal import drop_record
 from infnerf_tiles.store.scene_store import SceneStore
 from infnerf_tiles.store.scratch import drop_checkpoint
@@ -58,11 +59,19 @@ def renew(store: SceneStore, renewal: Renewal) -> None:
 
 
 def finish_renewal(store: SceneStore) -> bool:
-    """Finish the change that was begun, if there is one; returns whether there was."""
+    """Finish the change that was begun, if there is one; returns whether there was.
+
+    DamagedStoreError, once, if what was to be changed cannot be read; the scene is usable then, with all or nothing of
+    the change.
+    """
     try:
         found = read_bundle(store.data, _PATH)
     except DamagedStoreError as error:
-        raise DamagedStoreError(f"{error}; give the photos again with 'build --add'") from error
+        after = _without_record(store)
+        raise DamagedStoreError(
+            f"{error}; what was to be changed is lost. {after} Give the change again: 'build --add' with the photos "
+            "that came, or 'train --accept-changes' for photos that were edited; then run 'train'"
+        ) from error
     if found is None:
         return False
     parts = {n.removeprefix(_CAMERAS): a for n, a in found.arrays.items() if n.startswith(_CAMERAS)}
@@ -72,17 +81,36 @@ def finish_renewal(store: SceneStore) -> bool:
     # from here on the new place of the photos counts, which holds the former ones too
     store.change_settings(found.meta["settings"])
     store.write_cameras(*cameras, files_from_bundle(bundle))
-    again = found.arrays["again"]
+    _plan(store, found.arrays["added"], found.arrays["again"])
+    drop_bundle(store.data, _PATH)
+    return True
+
+
+def _plan(store: SceneStore, added: Int64, again: Int64) -> None:
     for key in again.tolist():
         treelet = str(NodeId.from_key(key))
         drop_record(store, treelet)  # else it would be taken for what the last training left
         drop_checkpoint(store, treelet)
     index = store.read_index()
-    renewed = with_new_photos(index, found.arrays["added"], again, store.header.band_levels)
+    renewed = with_new_photos(index, added, again, store.header.band_levels)
     if not renewed.same_as(index):
         store.commit(renewed)
+
+
+def _without_record(store: SceneStore) -> str:
+    """Make the scene whole although nobody knows what was to be changed; a sentence that says how it is now."""
+    is_test, index = store.read_cameras().is_test, store.read_index()
+    begun = False
+    if store.has_small("appearance"):
+        arrays = {name: array[: len(is_test)] for name, array in store.read_small("appearance").items()}
+        store.write_small("appearance", arrays)  # its new rows come before the cameras that they are for
+        begun = bool((~is_test & (arrays["known"] == 0)).any())
+    if begun:  # some treelets have yet to learn from these photos, and it is not known which
+        _plan(store, np.empty(0, np.int64), index.root_keys[index.treelet_states == TreeletState.TRAINED])
     drop_bundle(store.data, _PATH)
-    return True
+    if begun:
+        return "Part of it was done, so all treelets are to be trained again, from what they know."
+    return "The scene is as it was."
 
 
 def _renew_appearance(store: SceneStore, num_photos: int, unknown: AnyArray) -> None:
