@@ -1,6 +1,6 @@
 """Whether photos of a grown collection are those that a scene was built with: names, poses, files, world frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -142,8 +142,11 @@ def _similarity(then: Float64, now: Float64) -> _Similarity:
 
 
 def in_grown_order(photos: PosedPhotos, stored: StoredCameras, test_every: int) -> tuple[PosedPhotos, Int64]:
-    """The stored photos in their order, with their split, then the new ones by name; and the new rows, int64[k].
+    """The stored photos in their order, with their split and their very cameras, then the new ones by name; and the new
+    rows, int64[k].
 
+    What the data set says of the former cameras, a little off perhaps, is not taken over: else it could go on with each
+    addition, and kept treelets would be drawn and scored with cameras that they were not trained with.
     Of the new ones those are held out that the data set says; else every `test_every`-th of all rows, so that a photo's
     part depends on nothing that comes after it.
     """
@@ -153,7 +156,18 @@ def in_grown_order(photos: PosedPhotos, stored: StoredCameras, test_every: int) 
     rows = np.array([row_of[name] for name in (*stored.names, *new)], np.int64)
     fresh = np.arange(len(stored.names), len(rows))
     held_out: Bool = photos.is_test[rows[fresh]] if photos.own_split else _every(fresh, test_every)
-    return photos.select(rows, np.concatenate([stored.is_test, held_out])), fresh
+    grown = photos.select(rows, np.concatenate([stored.is_test, held_out]))
+    return replace(grown, cameras=_joined(stored.cameras, grown.cameras.subset(fresh))), fresh
+
+
+def _joined(former: PosedCameras, new: PosedCameras) -> PosedCameras:
+    """All photos of both; equal intrinsics are kept once."""
+    cameras = tuple(dict.fromkeys((*former.cameras, *new.cameras)))
+    row_of = {camera: row for row, camera in enumerate(cameras)}
+    index = [row_of[part.cameras[row]] for part in (former, new) for row in part.camera_index.tolist()]
+    poses = np.concatenate([former.camera_to_world, new.camera_to_world])
+    joined = PosedCameras(cameras=cameras, camera_index=np.array(index, np.int32), camera_to_world=poses)
+    return joined.subset(np.arange(len(poses)))
 
 
 def _every(rows: Int64, k: int) -> Bool:

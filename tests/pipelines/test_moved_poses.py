@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from infnerf_tiles.pipelines.addition import add_photos
 from infnerf_tiles.pipelines.train import train
 from training.small_scenes import build_scene, copy_scene, differences, learned, some_photos, tiny, write_city
 
@@ -32,13 +33,13 @@ def done(untrained: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
     return scene, learned(scene)
 
 
-def moved(city: Path, folder: Path, shift: float) -> str:
-    """The data set with all poses and points moved by `shift` world units."""
+def moved(city: Path, folder: Path, shift: float, num_photos: int | None = None) -> str:
+    """The data set, or its first photos, with all poses and points moved by `shift` world units."""
     photos = read_dataset(city)
     assert photos.points is not None
     poses = photos.cameras.camera_to_world.copy()
     poses[:, 0, 3] += shift
-    rows = np.arange(photos.num_photos)
+    rows = np.arange(num_photos or photos.num_photos)
     return str(some_photos(photos, rows, folder, poses=poses, xyz=photos.points.xyz + np.array([shift, 0.0, 0.0])))
 
 
@@ -78,3 +79,22 @@ def test_poses_within_a_pixel_change_nothing(
         now = store.read_cameras()
     assert np.array_equal(now.cameras.camera_to_world, cameras.cameras.camera_to_world)
     assert train(scene, data=str(city), threads=1).treelets == 0
+
+
+def test_poses_do_not_drift_from_addition_to_addition(city: Path, tmp_path: Path) -> None:
+    """The scene's own cameras stay, so that what may differ counts from them and not from what came last."""
+    scene = build_scene(Path(moved(city, tmp_path / "first", 0.0, 6)), tmp_path / "scene.zarr", SETTINGS)
+    pixel = gsd_finest(scene)
+    with SceneStore.open(scene) as store:
+        first = store.read_cameras()
+    add_photos(Path(moved(city, tmp_path / "second", 0.6 * pixel, 7)), scene)
+    with SceneStore.open(scene) as store:
+        second = store.read_cameras()
+    assert np.array_equal(second.cameras.camera_to_world[:6], first.cameras.camera_to_world)
+    assert [second.cameras.camera(i) for i in range(6)] == [first.cameras.camera(i) for i in range(6)]
+    new = read_dataset(city).cameras.centres[6] + np.array([0.6 * pixel, 0.0, 0.0])
+    assert np.allclose(second.cameras.centres[6], new, atol=1e-9)
+    with pytest.raises(DatasetError, match="6 of 7 moved"):
+        add_photos(Path(moved(city, tmp_path / "third", 1.2 * pixel, 8)), scene)
+    add_photos(Path(moved(city, tmp_path / "fourth", 0.6 * pixel, 8)), scene)
+    train(scene, threads=1, stop=lambda: True)
