@@ -10,6 +10,7 @@ from infnerf_tiles.pipelines.checks import accepted_anew, changed_files
 from infnerf_tiles.pipelines.coverage import Coverage, cover, write_map
 from infnerf_tiles.pipelines.partition import Partition, reliable_points, scene_partition
 from infnerf_tiles.pipelines.recovery import take_up_finished
+from infnerf_tiles.pipelines.same_points import point_facts
 from infnerf_tiles.pipelines.sameness import check_common, check_georeference, in_grown_order
 
 from infnerf_tiles.arrays import Int64
@@ -112,7 +113,7 @@ def add_photos(
         octree = Octree.from_keys(np.concatenate([before.keys, added]))
         again = _marked(context, before, octree, training, added)
         inputs = replace(scene_inputs(header), dataset=absolute(data) or "", images=absolute(images), node_limit=limit)
-        inputs = replace(inputs, extended=inputs.extended or len(fresh) > 0)
+        inputs = replace(inputs, extended=inputs.extended or len(fresh) > 0, points=point_facts(photos))
         inputs = replace(inputs, accepted=accepted_anew(store, context, inputs, again))
         renewal = Renewal(
             cameras=StoredCameras(photos.cameras, photos.names, photos.is_test),

@@ -10,6 +10,7 @@ from infnerf_tiles.pipelines.coverage import Coverage, cover, write_map
 from infnerf_tiles.pipelines.partition import partition
 from infnerf_tiles.pipelines.plan import Budgets, fit
 from infnerf_tiles.pipelines.room import check_room, room_for
+from infnerf_tiles.pipelines.same_points import point_facts
 
 from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.data.marks import read_marks
@@ -104,7 +105,12 @@ def build(
         gsd_ref=found.gsd_root / 2.0 ** max(0, found.max_level - 2),
         settings=stored_settings(
             found.settings,
-            Inputs(dataset=absolute(data) or "", images=absolute(images), node_limit=found.node_limit),
+            Inputs(
+                dataset=absolute(data) or "",
+                images=absolute(images),
+                node_limit=found.node_limit,
+                points=point_facts(photos),
+            ),
         ),
         georeference=georeference,
         capacity=max(256, 2 * found.octree.num_nodes),

@@ -9,6 +9,7 @@ import numpy as np
 from infnerf_tiles.pipelines.allowance import forget_capacities
 from infnerf_tiles.pipelines.partition import reliable_points
 from infnerf_tiles.pipelines.recovery import take_up_finished
+from infnerf_tiles.pipelines.same_points import check_points, point_facts
 from infnerf_tiles.pipelines.sameness import check_common
 
 from infnerf_tiles.arrays import Int64
@@ -42,6 +43,7 @@ def checked_context(
     """The scene with its photos, in its order. DatasetError unless `photos` are those that it was built with.
 
     Poses and intrinsics are the scene's own; those of `photos` may differ by a pixel, beyond that they are refused.
+    So are sparse points that came, went or moved, unless that is accepted.
     A photo whose file is not the one of then was changed; that alone can be accepted: the treelets that see it are to
     be trained again. By default only files with another size or time are read; one that was changed without either is
     found out when it is decoded. With `accept_changes` all are read.
@@ -61,6 +63,7 @@ def checked_context(
         )
     header = store.header
     check_common(photos, stored, header.root.edge / header.cells / 2.0**header.max_level, advice=_OTHER_POSES)
+    _check_points(store, photos, accept_changes)
     then = store.read_files()
     photos = in_scene_order(photos, stored, then)
     if then is None:
@@ -80,6 +83,16 @@ def checked_context(
         )
     _accept_photos(context, stored, files, changed)
     return context
+
+
+def _check_points(store: SceneStore, photos: PosedPhotos, accept_changes: bool) -> None:
+    header, inputs, now = store.header, scene_inputs(store.header), point_facts(photos)
+    if inputs.points is None or inputs.points == now:
+        return
+    if not accept_changes:
+        check_points(photos, inputs.points, now, header.root.edge / header.cells / 2.0**header.max_level)
+        return
+    store.change_settings(stored_settings(scene_settings(header), replace(inputs, points=now)))
 
 
 def changed_files(

@@ -14,6 +14,17 @@ _INPUTS = "inputs"
 
 
 @dataclass(frozen=True, kw_only=True)
+class PointFacts:
+    """By which sparse points are known again: how many there are, seen how often; the middle of the finite ones and
+    their root mean square distance from it, world units. All 0 without points."""
+
+    points: int
+    observations: int
+    centre: tuple[float, float, float]
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Where the data set was when the scene was built (`train --data` overrides it after a move), and how large the
     octree may become."""
@@ -26,11 +37,15 @@ class Inputs:
     """"then:now", fingerprints of settings and photos between which --accept-changes saw no need to train again."""
     extended: bool = False
     """Whether photos were added since the scene was built."""
+    points: PointFacts | None = None
+    """The sparse points that the scene was built with; None if it does not say."""
 
 
 def stored_settings(settings: Settings, inputs: Inputs) -> Mapping[str, Any]:
     """The value of `SceneHeader.settings`."""
-    return {**settings.model_dump(mode="json"), _INPUTS: {**asdict(inputs), "accepted": list(inputs.accepted)}}
+    points = None if inputs.points is None else {**asdict(inputs.points), "centre": list(inputs.points.centre)}
+    stored = {**asdict(inputs), "accepted": list(inputs.accepted), "points": points}
+    return {**settings.model_dump(mode="json"), _INPUTS: stored}
 
 
 def scene_settings(header: SceneHeader) -> Settings:
@@ -52,7 +67,25 @@ def scene_inputs(header: SceneHeader) -> Inputs:
         node_limit=limit if isinstance(limit, int) else None,
         accepted=tuple(str(text) for text in stored.get("accepted") or ()),
         extended=stored.get("extended") is True,
+        points=_point_facts(stored.get("points")),
     )
+
+
+def _point_facts(stored: object) -> PointFacts | None:
+    if not isinstance(stored, Mapping):
+        return None
+    try:
+        x, y, z = (float(value) for value in stored["centre"])
+        return PointFacts(
+            points=int(stored["points"]),
+            observations=int(stored["observations"]),
+            centre=(x, y, z),
+            spread=float(stored["spread"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedStoreError(
+            f"scene: expected facts of its sparse points in its settings, got {stored!r:.80}; build it again"
+        ) from error
 
 
 def absolute(path: str | Path | None) -> str | None:
