@@ -6,8 +6,10 @@ file, then the overrides in order. Values are never converted silently: a string
 
 import difflib
 import json
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -20,6 +22,7 @@ from infnerf_tiles.errors import SettingsError
 from infnerf_tiles.geometry.node_id import MAX_LEVEL
 from infnerf_tiles.units import parse_bytes
 
+_log = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 1 << 20  # a settings file is twenty lines; a larger one is some other file
 
 
@@ -228,6 +231,29 @@ def parse_settings(values: Mapping[str, Any], *, source: str = "settings", probl
     if found:
         raise SettingsError("\n  ".join([f"{source}: {len(found)} wrong", *found]))
     return settings
+
+
+def parse_stored_settings(values: Mapping[str, Any], *, source: str) -> Settings:
+    """Checked settings that a scene was stored with, maybe by a version that allowed more.
+
+    Numbers in the section rendering, which say how to draw and not what was made, are brought to the nearest that is
+    allowed now, with a warning. SettingsError for whatever else is wrong.
+    """
+    try:
+        Settings.model_validate(dict(values))
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            limit = next((v for k, v in details.get("ctx", {}).items() if k in ("ge", "le")), None)
+            if len(details["loc"]) == 2 and details["loc"][0] == "rendering" and limit is not None:
+                key = str(details["loc"][1])
+                _tell_once(f"rendering.{key}: {details['input']}, which is stored, is not allowed; {limit} is taken")
+                values = {**values, "rendering": {**values["rendering"], key: limit}}
+    return parse_settings(values, source=source)
+
+
+@cache
+def _tell_once(message: str) -> None:
+    _log.warning("%s", message)
 
 
 def config_names() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from infnerf_tiles.errors import SettingsError
-from infnerf_tiles.settings import Settings, load_settings, parse_settings, setting_paths
+from infnerf_tiles.settings import Settings, load_settings, parse_settings, parse_stored_settings, setting_paths
 from infnerf_tiles.units import format_bytes, parse_bytes, parse_size
 
 
@@ -175,6 +175,19 @@ def test_stored_settings_with_an_unknown_key_are_refused() -> None:
     stored["training"]["momentum"] = 0.9
     with pytest.raises(SettingsError, match=r"scene a\.zarr.*\n.*training\.momentum"):
         parse_settings(stored, source="scene a.zarr")
+
+
+def test_how_to_draw_may_have_been_stored_by_a_version_that_allowed_more(caplog: pytest.LogCaptureFixture) -> None:
+    stored: dict[str, Any] = Settings().model_dump(mode="json")
+    stored["rendering"] |= {"step_size": 0.001, "lod_bias": -40.0}
+    for _ in range(2):
+        settings = parse_stored_settings(stored, source="scene a.zarr")
+    assert (settings.rendering.step_size, settings.rendering.lod_bias) == (1 / 64, -18.0)
+    assert caplog.text.count("rendering.step_size: 0.001, which is stored, is not allowed; 0.015625 is taken") == 1
+    assert stored["rendering"]["step_size"] == 0.001
+    stored["octree"]["cells"] = 8
+    with pytest.raises(SettingsError, match=r"1 wrong\n  octree\.cells"):
+        parse_stored_settings(stored, source="scene a.zarr")
 
 
 def test_every_setting_is_described() -> None:

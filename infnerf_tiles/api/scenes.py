@@ -18,7 +18,7 @@ from infnerf_tiles.geometry.camera import Camera, PosedCameras
 from infnerf_tiles.geometry.node_id import key_levels
 from infnerf_tiles.kernels.arena import dense_rows
 from infnerf_tiles.rendering.scene import Scene
-from infnerf_tiles.settings import Settings, parse_settings
+from infnerf_tiles.settings import Settings, parse_stored_settings
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
 from infnerf_tiles.store.location import Location
 from infnerf_tiles.store.scene_store import SceneStore
@@ -153,7 +153,7 @@ def _bases(model: OctreeModel) -> list[Float16]:
 def _settings(config: InfNeRFConfig, num_bands: int) -> Settings:
     """The settings of the command line that say the same as the config."""
     height = (config.max_depth + 1) if num_bands == 1 else 1
-    return parse_settings(
+    return parse_stored_settings(
         {
             "octree": {
                 "cells": config.cells,

@@ -16,7 +16,7 @@ from infnerf_tiles.geometry.camera import PosedCameras
 from infnerf_tiles.geometry.footprint import gsd
 from infnerf_tiles.geometry.octree import Octree
 from infnerf_tiles.kernels.arena import MarchSettings
-from infnerf_tiles.settings import Settings, parse_settings
+from infnerf_tiles.settings import Settings, parse_stored_settings
 from infnerf_tiles.store.index import NO_SLOT, NodeState, SceneIndex
 from infnerf_tiles.store.location import Location
 from infnerf_tiles.store.scene_store import SceneStore
@@ -65,7 +65,7 @@ class Scene:
         header = store.header
         # what else is kept beside the settings (where the photos were) is no business of drawing
         sections = {name: header.settings[name] for name in Settings.model_fields if name in header.settings}
-        settings = parse_settings(sections, source=f"settings stored in {store.name}")
+        settings = parse_stored_settings(sections, source=f"settings stored in {store.name}")
         index = store.read_index()
         octree = drawable_octree(index)
         if not octree.num_nodes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from infnerf_tiles.data.placing import photo_folder
 from infnerf_tiles.errors import DamagedStoreError, DatasetError
-from infnerf_tiles.settings import Settings, parse_settings
+from infnerf_tiles.settings import Settings, parse_stored_settings
 from infnerf_tiles.store.schema import SceneHeader
 
 _INPUTS = "inputs"
@@ -51,7 +51,7 @@ def stored_settings(settings: Settings, inputs: Inputs) -> Mapping[str, Any]:
 def scene_settings(header: SceneHeader) -> Settings:
     """The resolved settings of a scene."""
     values = {key: value for key, value in header.settings.items() if key != _INPUTS}
-    return parse_settings(values, source="settings stored in the scene")
+    return parse_stored_settings(values, source="settings stored in the scene")
 
 
 def scene_inputs(header: SceneHeader) -> Inputs:

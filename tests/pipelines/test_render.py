@@ -11,6 +11,9 @@ from rendering.random_scenes import make_scene, near_keys
 
 from infnerf_tiles.errors import SceneNotFoundError, SettingsError
 from infnerf_tiles.rendering.scene import Scene
+from infnerf_tiles.settings import Settings
+from infnerf_tiles.store.scene_store import SceneStore
+from infnerf_tiles.training.inputs import scene_settings
 
 SIZE = (20, 16)
 
@@ -76,3 +79,13 @@ def test_appearance_by_name(folder: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_the_centre_is_where_the_fine_nodes_are(folder: Path) -> None:
     with Scene.open(folder) as scene:
         assert np.abs(content_centre(scene) - 4.0).max() <= 4.0
+
+
+def test_a_step_that_an_earlier_version_stored_is_drawn_with_the_smallest_allowed(tmp_path: Path) -> None:
+    make_scene(tmp_path / "scene.zarr").close()
+    with SceneStore.open(tmp_path / "scene.zarr", "r+") as store:
+        stored = {**Settings().model_dump(mode="json"), **store.header.settings}
+        store.change_settings({**stored, "rendering": {**stored["rendering"], "step_size": 0.004}})
+    with Scene.open(tmp_path / "scene.zarr") as scene:
+        assert scene.lattice().step == 1 / 64
+        assert scene_settings(scene.header).rendering.step_size == 1 / 64
