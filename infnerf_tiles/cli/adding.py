@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,7 +47,7 @@ def add_to_scene(terminal: Terminal, data: Path, scene: str, images: Path | None
     code = tell_coverage(terminal, report.coverage)
     if report.waiting:
         if not code:
-            terminal.say(f"next: infnerf-tiles train {scene}")
+            terminal.say(f"next: infnerf-tiles train {quote(scene)}")
     elif not report.new_photos:
         terminal.say("nothing new: the scene is as it was")
     return code

@@ -1,6 +1,7 @@
 """`eval` and `render`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -244,7 +245,7 @@ def render(
     if report.damaged_nodes:
         terminal.say(
             f"{len(report.damaged_nodes)} damaged nodes were left out, coarser ones stand in: "
-            f"infnerf-tiles verify {scene} --repair"
+            f"infnerf-tiles verify {quote(scene)} --repair"
         )
 
 

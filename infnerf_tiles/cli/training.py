@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -113,7 +114,7 @@ def build(
         terminal.say(f"coverage map: {coverage_map}")
     code = tell_coverage(terminal, report.coverage)
     if not code:
-        terminal.say(f"next: infnerf-tiles train {scene}")
+        terminal.say(f"next: infnerf-tiles train {quote(scene)}")
     return code
 
 
@@ -230,8 +231,8 @@ def train(
         )
     terminal.result({"scene": scene, **summary.to_json(), "reports": _reports(summary)}, *_train_tables(summary))
     if not summary.reports and not summary.remaining:
-        top = "L0/0-0-0"
-        terminal.say(f"everything is trained already; to train it anew: infnerf-tiles train {scene} --redo {top}")
+        anew = f"infnerf-tiles train {quote(scene)} --redo L0/0-0-0"
+        terminal.say(f"everything is trained already; to train it anew: {anew}")
     tell_rejected(terminal, tuple((photo.name, photo.reason) for photo in summary.unusable))
     for reason in summary.failed:
         terminal.error(f"treelet {reason}")

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -191,7 +192,7 @@ def verify(terminal: Terminal, scene: str, repair: bool) -> int:
         terminal.say("nothing is damaged")
         return 0
     if mended is not None:
-        again = f": infnerf-tiles train {scene}" if mended.planned_treelets else ""
+        again = f": infnerf-tiles train {quote(scene)}" if mended.planned_treelets else ""
         terminal.say(f"repaired; {len(mended.planned_treelets)} treelets are to be trained again{again}")
         return 0
     if report.moved:
@@ -200,7 +201,8 @@ def verify(terminal: Terminal, scene: str, repair: bool) -> int:
             "while it was read; verify it again when that has finished"
         )
         return _DAMAGED
-    terminal.error(f"scene {scene}: {len(report.damage)} things are damaged; infnerf-tiles verify {scene} --repair")
+    mending = f"infnerf-tiles verify {quote(scene)} --repair"
+    terminal.error(f"scene {scene}: {len(report.damage)} things are damaged; {mending}")
     return _DAMAGED
 
 
