@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from infnerf_tiles.pipelines.train import TrainSummary
 
 _MAX_ROWS = 20
-_RESUMES = "what is trained is kept, and the same command goes on from there"
+_RESUMES = "what is trained is kept, and the same command, without any --redo, goes on from there"
 
 
 @click.argument("data", type=click.Path(path_type=Path))
@@ -237,7 +237,7 @@ def train(
     for reason in summary.failed:
         terminal.error(f"treelet {reason}")
     if summary.failed:
-        terminal.error(f"{len(summary.failed)} treelets failed; the same command tries them again")
+        terminal.error(f"{len(summary.failed)} treelets failed; the same command, without any --redo, tries them again")
         return 1
     if stop() and summary.remaining:
         terminal.error(f"interrupted; {_RESUMES}")
