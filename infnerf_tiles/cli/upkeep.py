@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from infnerf_tiles.cli.app import command
 from infnerf_tiles.cli.options import scene_argument
 from infnerf_tiles.cli.terminal import Terminal, decibel, facts_table, size_text, table
-from infnerf_tiles.errors import DamagedStoreError
+from infnerf_tiles.errors import DamagedStoreError, SettingsError
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.store.index import NodeState, SceneIndex, TreeletState
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from infnerf_tiles.store.verify import VerifyReport
 
 _DAMAGED = 5
+_OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _MAX_DAMAGE_ROWS = 50
 
 
@@ -277,6 +278,8 @@ def pack(terminal: Terminal, scene: str, output: Path, nodes_per_shard: int | No
     from infnerf_tiles.store.pack import pack as pack_zip
 
     zipped = output.suffix.lower() == ".zip"
+    if output.suffix.lower() in _OTHER_ARCHIVES:
+        raise click.UsageError(f"OUT: expected a name in .zip, or a folder, got {output}; name a .zip")
     if zipped and nodes_per_shard is not None:
         raise click.UsageError("--nodes-per-shard: expected OUT to be a folder, got a .zip, which has no shards")
     with SceneStore.open(scene) as store, terminal.progress() as bars:
@@ -291,6 +294,8 @@ def pack(terminal: Terminal, scene: str, output: Path, nodes_per_shard: int | No
             else:
                 num_bytes = pack_shards(store, output, rows_per_shard=nodes_per_shard or ROWS_PER_SHARD, progress=tell)
                 files = sum(1 for path in output.rglob("*") if path.is_file())
+        except SettingsError:  # also a ValueError, of the place
+            raise
         except ValueError as error:
             raise click.UsageError(f"--nodes-per-shard: {error}") from error
     facts = {"written": output, "size": size_text(num_bytes), "files": files}

@@ -162,6 +162,8 @@ def _slots(index: SceneIndex, kind: RowKind) -> list[Any]:
 
 
 def _check_new(target: Path) -> None:
+    if (target / DOCUMENT).exists():
+        raise StoreError(f"pack: expected a new place, got the scene {target}; choose another name")
     if target.exists():
         raise StoreError(f"pack: expected a new file, {target} exists; delete it or choose another name")
     check_file(target)

@@ -228,6 +228,11 @@ def test_pack_makes_the_folders_above_and_names_what_it_cannot_write(cli: Cli, t
     result = cli("pack", tmp_path / "scene", tmp_path / "file" / "p.zip")
     failed(result, 2, str(tmp_path / "file" / "p.zip"), "got a file")
     assert ".partial" not in result.stderr
+    assert "--nodes-per-shard" not in result.stderr  # which has nothing to do with it
+    failed(cli("pack", tmp_path / "scene", tmp_path / "p.tar.gz"), 2, "p.tar.gz", "name a .zip")
+    result = cli("pack", tmp_path / "scene", tmp_path / "scene")
+    failed(result, 5, str(tmp_path / "scene"), "another name")
+    assert "delete" not in result.stderr
     failed(cli("pack", tmp_path / "scene", tmp_path / "scene" / "p.zip"), 2, "outside of scenes")
 
 
