@@ -22,6 +22,7 @@ from infnerf_tiles.errors import BudgetError, DatasetError
 from infnerf_tiles.geometry.bounds import point_wanted_levels
 from infnerf_tiles.geometry.node_id import NodeId
 from infnerf_tiles.geometry.octree import Octree, grow_from_points, inside_unit, treelet_root_keys
+from infnerf_tiles.outputs import check_file
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.index import SceneIndex, TreeletState
@@ -86,6 +87,8 @@ def add_photos(
     Errors: DatasetError (former photos are gone, moved or changed; another frame; outside the bounds), BudgetError
     (more nodes than octree.max_nodes), StoreError (no scene, or another process is changing it).
     """
+    if coverage_map is not None:
+        check_file(coverage_map)
     images = photo_folder(data, images)
     with SceneStore.open(scene, "r+") as store, store.exclusive():
         store.check_built()

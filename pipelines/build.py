@@ -15,6 +15,7 @@ from infnerf_tiles.pipelines.same_points import point_facts
 from infnerf_tiles.data.dataset import read_dataset
 from infnerf_tiles.data.marks import read_marks
 from infnerf_tiles.data.placing import photo_folder
+from infnerf_tiles.outputs import check_file
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
 from infnerf_tiles.store.index import SceneIndex
@@ -77,6 +78,8 @@ def build(
     build left there is in any case. budgets: lower the treelets until their training fits.
     """
     check_room(scene, overwrite)
+    if coverage_map is not None:
+        check_file(coverage_map)
     images = photo_folder(data, images)
     photos = read_dataset(data, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
     found = partition(photos, settings, bounds)

@@ -40,3 +40,17 @@ def test_the_next_command_can_be_pasted_whatever_the_names(
     assert shlex.split(after(result, "damaged; infnerf-tiles ")) == ["verify", scene, "--repair"]
     result = cli("verify", scene, "--repair")
     assert shlex.split(after(result, "again: infnerf-tiles ")) == ["train", scene]
+
+
+def test_a_map_that_cannot_be_written_is_told_before_the_work(
+    cli: Cli, city: SyntheticDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    coverage = ("--coverage-map", tmp_path / "file" / "map.png")
+    result = cli("build", city.root, tmp_path / "scene", *coverage, *tiny())
+    assert (result.exit_code, (tmp_path / "scene").exists()) == (2, False)
+    assert str(coverage[1]) in result.stderr
+    assert cli("build", city.root, tmp_path / "scene", *tiny()).exit_code == 0
+    before = (tmp_path / "scene" / "zarr.json").read_bytes()
+    assert cli("build", "--add", city.root, tmp_path / "scene", *coverage).exit_code == 2
+    assert (tmp_path / "scene" / "zarr.json").read_bytes() == before
