@@ -25,6 +25,13 @@ def check_room(scene: str, overwrite: bool) -> None:
     names = _names(path) if path.is_dir() else {path.name}
     if not names or (path.is_dir() and _interrupted(path, names)):
         return
+    is_scene = path.is_dir() and (DOCUMENT in names or _own(path, names))
+    if not overwrite and not is_scene:
+        what = f"a folder with other files, such as {min(names)}" if path.is_dir() else "a file"
+        raise StoreError(
+            f"scene {scene}: expected a new name or an empty folder to build in, got {what}; it is left alone, name "
+            "another place"
+        )
     if not overwrite:
         lost = DOCUMENT not in names and _has_generations(path) and _own(path, names)
         advice = f" (its {DOCUMENT} is lost: 'verify --repair' restores it)" if lost else ""

@@ -39,6 +39,8 @@ def what_is_there(path: Path) -> str:
         return ""
     if document := next((file for file in sorted(path.glob("*.json"))[:_MAX_FILES] if _has_frames(file)), None):
         return f"; {document} has frames with poses: give its path"
+    if (path / "zarr.json").exists():
+        return "; it is a scene, which holds no photos: give the folder of the photos that it was built from"
     for names, what, step in _FOREIGN:
         for name in names:
             if (path / name).exists():

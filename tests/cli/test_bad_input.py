@@ -209,6 +209,9 @@ def test_what_is_there_is_never_replaced_unasked(cli: Cli, city: SyntheticDatase
     assert cli("build", city.root, scene, "--overwrite", *tiny()).exit_code == 0
     other.mkdir()
     (other / "monday.txt").write_text("rain")
+    result = cli("build", city.root, other, *tiny())
+    failed(result, 5, "monday.txt", "another place")
+    assert "--overwrite" not in result.stderr  # which would not help
     failed(cli("build", city.root, other, "--overwrite", *tiny()), 5, "other files")
     assert (other / "monday.txt").read_text() == "rain"
 

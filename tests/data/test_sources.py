@@ -164,6 +164,7 @@ def test_a_file_that_holds_no_poses_is_refused(tmp_path: Path) -> None:
         ("cameras.xml", '<?xml version="1.0"?>\n<document version="1.5.0">', "Metashape.*ns-process-data metashape"),
         ("keyframes/cameras/1.json", "{}", "Polycam.*ns-process-data polycam"),
         ("database.db", "SQLite format 3", "COLMAP database.*colmap mapper"),
+        ("zarr.json", "{}", "it is a scene.*give the folder of the photos"),
         ("poses.json", '{"frames": []}', "poses.json has frames with poses: give its path"),
         ("images/a.jpg", "", "there are 1 photos and no poses.*ns-process-data images"),
     ],
