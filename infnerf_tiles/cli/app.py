@@ -1,5 +1,6 @@
 """The group of all commands, and what happens to every one of them when it fails."""
 
+import difflib
 import errno
 import functools
 import sys
@@ -19,6 +20,7 @@ DATA_ERROR = DataError.exit_code
 INTERRUPTED = 130
 OUT_OF_MEMORY = 4
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SHARED = ("overrides", "config", "list_settings", "as_json", "verbose", "quiet", "log_file")
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -45,6 +47,18 @@ class _Lazy(click.Group):
         if not isinstance(found, click.Command):
             raise TypeError(f"{cmd_name}: expected a click command, got {type(found).__name__}")
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See click; the usage error for an unknown command names the nearest one."""
+        near = difflib.get_close_matches(args[0], _COMMANDS, n=1) if args[0] not in _COMMANDS else []
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from error
 
 
 _COMMANDS = {
@@ -174,4 +188,5 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _os_message(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    advice = "; see to it that you may read and write there, or work on a copy" if error.errno in _FORBIDDEN else ""
+    return f"{where}{error.strerror or error}{advice}"

@@ -31,6 +31,7 @@ def failed(result: Result, code: int, *words: str) -> None:
     ("arguments", "words"),
     [
         (["paint"], ["No such command 'paint'"]),
+        (["rendr"], ["No such command 'rendr'", "Did you mean 'render'?"]),
         (["build"], ["Missing argument 'DATA'"]),
         (["build", "data"], ["Missing argument 'SCENE'"]),
         (["build", "data", "scene", "--ram", "lots"], ["--ram"]),

@@ -44,7 +44,7 @@ def raising(error: BaseException) -> Callable[[Terminal], int | None]:
         (MemoryError(), 4, "data.downscale"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 99 bytes"), 4, "--memory-budget"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 4, "error: a/b: No space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "error: a/b: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b: Permission denied; see to it that"),
     ],
 )
 def test_failures_become_a_message_and_an_exit_code(error: BaseException, code: int, words: str) -> None:
