@@ -39,9 +39,10 @@ def pack(store: SceneStore, target: Path, progress: Progress | None = None) -> i
 
     Without old rows and generations, journal and training state. Every row is checked on its way. `progress` is called
     with (rows done, rows in all). DamagedNodeError or DamagedStoreError if something is damaged, StoreError if `target`
-    exists or the scene is a packed one of shards; then nothing is left behind.
+    exists, nothing is trained or the scene is a packed one of shards; then nothing is left behind.
     """
     _check_new(target)
+    _check_trained(store)
     if store.header.shard_rows > 1:
         raise StoreError(f"pack: expected a scene of single rows, {store.name} is packed already; copy it as it is")
     index = store.read_index()
@@ -86,6 +87,7 @@ def pack_shards(
         raise ValueError(
             f"rows per shard: expected 2 to {MAX_SHARD_ROWS}, and up to 1 GiB a file, got {rows_per_shard}"
         )
+    _check_trained(store)
     if header.shard_rows > 1:
         raise StoreError(f"pack: expected a scene of single rows, {store.name} is packed already; copy it as it is")
     source = store.read_index()
@@ -167,6 +169,14 @@ def _check_new(target: Path) -> None:
     if target.exists():
         raise StoreError(f"pack: expected a new file, {target} exists; delete it or choose another name")
     check_file(target)
+
+
+def _check_trained(store: SceneStore) -> None:
+    if not (store.read_index().states == NodeState.TRAINED).any():
+        raise StoreError(
+            f"scene {store.name}: expected trained nodes, got none yet; run 'train' first: a packed scene cannot be "
+            "trained"
+        )
 
 
 def _group_keys(store: SceneStore) -> Iterator[str]:

@@ -222,6 +222,9 @@ def test_an_untrained_scene_cannot_be_drawn(cli: Cli, city: SyntheticDataset, tm
     assert cli("build", city.root, scene, *tiny()).exit_code == 0
     failed(cli("render", scene, "-o", output), 5, "train")
     failed(cli("eval", scene), 5, "train")
+    for packed in ("p.zip", "p.zarr"):
+        failed(cli("pack", scene, tmp_path / packed), 5, "run 'train' first")
+        assert not (tmp_path / packed).exists()
     assert not output.exists()
 
 
