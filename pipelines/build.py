@@ -13,8 +13,10 @@ from infnerf_tiles.pipelines.room import check_room, room_for
 from infnerf_tiles.pipelines.same_points import point_facts
 
 from infnerf_tiles.data.dataset import read_dataset
+from infnerf_tiles.data.georeference import GEO_FILE, crs_problem
 from infnerf_tiles.data.marks import read_marks
 from infnerf_tiles.data.placing import photo_folder
+from infnerf_tiles.errors import DatasetError, SettingsError
 from infnerf_tiles.outputs import check_file
 from infnerf_tiles.process import peak_memory
 from infnerf_tiles.settings import Settings
@@ -81,7 +83,14 @@ def build(
     if coverage_map is not None:
         check_file(coverage_map)
     images = photo_folder(data, images)
+    if crs is not None and (problem := crs_problem(crs)):
+        raise SettingsError(f"--crs {crs}: expected a coordinate reference system such as EPSG:32634: {problem}")
     photos = read_dataset(data, images=images, downscale=settings.data.downscale, test_every=settings.data.test_every)
+    if crs is None and photos.georeference is not None and (problem := crs_problem(photos.georeference.crs)):
+        raise DatasetError(
+            f"{photos.root / GEO_FILE}: crs: expected a coordinate reference system such as EPSG:32634, got "
+            f"{photos.georeference.crs!r}: {problem}; correct it, or give another with --crs"
+        )
     found = partition(photos, settings, bounds)
     if budgets is not None and budgets != Budgets():
         found, _ = fit(found, calibrate(settings), budgets)

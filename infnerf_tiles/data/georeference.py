@@ -52,6 +52,21 @@ def read_georeference(folder: Path) -> Georeference | None:
     )
 
 
+def crs_problem(crs: str) -> str | None:
+    """Why a coordinate reference system cannot be one, or None: what pyproj says or, without it, what the text is like
+    (AUTHORITY:CODE, a PROJ string, WKT or PROJJSON)."""
+    try:
+        import pyproj
+    except ImportError:
+        known = any(mark in crs for mark in (":", "+proj", "["))
+        return None if known else "it is not like EPSG:32634"
+    try:
+        pyproj.CRS.from_user_input(crs)
+    except pyproj.exceptions.CRSError as error:
+        return str(error)
+    return None
+
+
 def _numbers(path: Path, key: str, value: object, shape: tuple[int, ...]) -> Float64:
     try:
         array = np.array(value, dtype=np.float64)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -112,6 +113,26 @@ def test_bounds_that_hold_nothing_are_refused(city: Path, tmp_path: Path, bounds
     with pytest.raises(SettingsError, match="--bounds"):
         build(city, str(tmp_path / "scene.zarr"), tiny(), bounds=bounds)
     assert not (tmp_path / "scene.zarr").exists()
+
+
+@pytest.mark.parametrize("with_pyproj", [False, True])
+def test_a_reference_system_that_is_none_is_refused_before_anything_is_made(
+    city: Path, tmp_path: Path, with_pyproj: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if with_pyproj:
+        pytest.importorskip("pyproj")
+    else:
+        monkeypatch.setitem(sys.modules, "pyproj", None)
+    scene = str(tmp_path / "scene.zarr")
+    with pytest.raises(SettingsError, match="--crs gauss: expected a coordinate reference system"):
+        build(city, scene, tiny(), crs="gauss")
+    data = tmp_path / "city"
+    shutil.copytree(city, data)
+    (data / "geo.json").write_text(json.dumps({"crs": "gauss", "origin": [0, 0, 0]}))
+    with pytest.raises(DatasetError, match=r"geo\.json: crs: .*'gauss'.*--crs"):
+        build(data, scene, tiny())
+    assert not Path(scene).exists()
+    build(data, scene, tiny("octree.max_level=1"), crs="EPSG:2178")
 
 
 NOWHERE = [(900.0, 900.0, 900.0, 910.0, 910.0, 910.0), (0.0, 0.0, -600.0, 10.0, 10.0, -590.0)]
