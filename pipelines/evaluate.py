@@ -244,11 +244,12 @@ def _chosen(scene: Scene, photos: PosedPhotos, split: Split, limit: int | None) 
         _log.warning("%d of %d photos to score are missing, the first: %s", len(missing), len(wanted), missing[0])
     found = [(row, row_of[scene.names[row]]) for row in wanted if scene.names[row] in row_of]
     if not found:
-        reason = f"{len(missing)} are missing from {photos.root}" if wanted else "the scene was built without any"
-        raise DatasetError(
-            f"scene {scene.store.name}: expected {split} photos to score, got none: {reason}; give their folder, or "
-            "build with another data.test_every"
-        )
+        reason = f"{len(missing)} are missing from {photos.root}; give their folder with --data or --images"
+        if not wanted:
+            reason = "the scene was built without any; score the others with --split " + (
+                "train, or build with another data.test_every" if split == "test" else "test"
+            )
+        raise DatasetError(f"scene {scene.store.name}: expected {split} photos to score, got none: {reason}")
     if limit is None or limit >= len(found):
         return found
     return [found[i] for i in np.linspace(0, len(found) - 1, max(limit, 1)).round().astype(int).tolist()]

@@ -119,6 +119,16 @@ def test_missing_photos_are_told(scene: Scene, pictures: list[Picture], tmp_path
         evaluate(scene.store.name, threads=1, dataset=other)
 
 
+def test_without_held_out_photos_the_others_are_proposed(
+    scene: Scene, pictures: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photos_of(scene, tmp_path, [shown(scene, picture) for picture in pictures])
+    none_held_out = replace(scene, is_test=np.zeros(len(scene.names), np.bool_))
+    monkeypatch.setattr(Scene, "open", lambda _: none_held_out)
+    with pytest.raises(DatasetError, match="--split train"):
+        evaluate(scene.store.name, photos, threads=1)
+
+
 def test_a_data_set_that_is_gone_is_told_with_the_next_step(scene: Scene, tmp_path: Path) -> None:
     for folder in (tmp_path / "gone", tmp_path):
         with pytest.raises(DatasetError, match=r"posed photos|COLMAP model") as error:
