@@ -25,7 +25,7 @@ def coarsening(progress: float) -> int:
     return sum(progress < until for until in COARSE_FIRST)
 
 
-DIRECTIONS = (0.2, 0.4)
+DIRECTIONS = (0.15, 0.3)
 """Progress of the seed stage at which the decoder begins to see from where a sample is looked at, and sees it in full.
 Whoever flies one way with the sun behind and back against it has photos whose exposure goes with their direction. A
 decoder that sees directions from the start learns such exposures as colours of the place, and what is then looked at
