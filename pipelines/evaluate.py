@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 class LevelScore:
     """Means over photos at one pyramid level.
 
-    psnr: with the mean colour transform of the training photos. psnr_half: on the right half of each photo, with a
-    transform fitted to its left half. ssim: as psnr. lpips: not computed. None where no photo allows it.
+    psnr, ssim: with the mean colour transform of the training photos. psnr_half, ssim_half: of the right half of each
+    photo, with a transform fitted to its left half. lpips: not computed. None where no photo allows it.
     """
 
     pyramid: int
@@ -47,6 +47,7 @@ class LevelScore:
     psnr: float | None
     psnr_half: float | None
     ssim: float | None
+    ssim_half: float | None
     lpips: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +63,7 @@ class PhotoScore:
     psnr: float | None
     psnr_half: float | None
     ssim: float | None
+    ssim_half: float | None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -72,8 +74,9 @@ class PhotoScore:
 class EvalReport:
     """What `evaluate` found.
 
-    regions: treelets of the finest band at pyramid level 0. strips: surface pixels inside nodes and along the faces of
-    nodes and of treelets, at pyramid level 0, with a colour transform fitted to each whole photo.
+    regions: treelets of the finest band. strips: surface pixels inside nodes and along the faces of nodes and of
+    treelets. Both at pyramid level 0 and with a colour transform fitted to each whole photo, so that they tell places
+    and not exposures apart.
     """
 
     split: Split
@@ -201,20 +204,23 @@ class _Scorer:
         raw = picture.rgb.astype(np.float64)
         usable = np.ones(target.shape[:2], np.bool_) if mask is None else mask
         plain = _shown(self._scene.mean_affine, raw)
+        right = np.s_[:, target.shape[1] // 2 :]
+        half = _right_half(raw, target, usable)
         score = PhotoScore(
             name=self._scene.names[row],
             psnr=_psnr(plain, target, usable),
-            psnr_half=_half_psnr(raw, target, usable),
+            psnr_half=None if half is None else _psnr(half, target[right], usable[right]),
             ssim=_ssim(plain, target, mask),
+            ssim_half=None if half is None else _ssim(half, target[right], None if mask is None else mask[right]),
         )
         self._scores.setdefault(level, []).append(score)
         if level == 0:
             self.photos.append(score)
             found = surfaces(self._scene, camera, pose, picture, self._lod_bias)
-            self.regions.add(found.treelet, usable, plain, target)
             if usable.sum() >= _MIN_FITTED:
-                affine = fit_affine(raw[usable], target[usable], RIDGE)
-                self.strips.add(found.strips, usable, _shown(affine, raw), target)
+                fitted = _shown(fit_affine(raw[usable], target[usable], RIDGE), raw)
+                self.regions.add(found.treelet, usable, fitted, target)
+                self.strips.add(found.strips, usable, fitted, target)
 
     def levels(self) -> tuple[LevelScore, ...]:
         """Means per pyramid level."""
@@ -225,6 +231,7 @@ class _Scorer:
                 psnr=_mean([s.psnr for s in scores]),
                 psnr_half=_mean([s.psnr_half for s in scores]),
                 ssim=_mean([s.ssim for s in scores]),
+                ssim_half=_mean([s.ssim_half for s in scores]),
             )
             for level, scores in sorted(self._scores.items())
         )
@@ -263,14 +270,14 @@ def _psnr(render: Float64, photo: Float64, usable: Bool) -> float | None:
     return min(psnr(render, photo, usable), _MAX_PSNR) if usable.any() else None
 
 
-def _half_psnr(raw: Float64, photo: Float64, usable: Bool) -> float | None:
-    """PSNR of the right half with the colour transform that fits the left half."""
+def _right_half(raw: Float64, photo: Float64, usable: Bool) -> Float64 | None:
+    """The right half with the colour transform that fits the left half; None where that has too few pixels."""
     middle = raw.shape[1] // 2
     left = usable[:, :middle]
     if left.sum() < _MIN_FITTED:
         return None
     affine = fit_affine(raw[:, :middle][left], photo[:, :middle][left], RIDGE)
-    return _psnr(_shown(affine, raw[:, middle:]), photo[:, middle:], usable[:, middle:])
+    return _shown(affine, raw[:, middle:])
 
 
 def _ssim(render: Float64, photo: Float64, mask: Bool | None) -> float | None:

@@ -190,7 +190,8 @@ class RegionSums:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionFigures:
-    """A treelet of the finest band: PSNR (dB) of all surface pixels that show it, with the mean colour transform."""
+    """A treelet of the finest band: PSNR (dB) of all surface pixels that show it, with a colour transform
+    fitted to each photo."""
 
     treelet: str
     pixels: int

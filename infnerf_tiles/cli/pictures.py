@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from infnerf_tiles.rendering.sequence import DepthFormat
 
 _MAX_REGIONS = 20
+_EXPOSURES = 2.0  # dB between the two figures, from which a reader is told what each is about
 _DEFAULT_PATH = "orbit"
 
 _budget_option = click.option(
@@ -77,8 +78,9 @@ def evaluate(
     """Compare pictures of SCENE with photos: PSNR and SSIM per pyramid level and per region.
 
     PSNR is the mean over photos of each photo's PSNR, sRGB in [0, 1], unmasked pixels. "Plain" takes the mean colour
-    transform of the training photos; "half" fits one to a photo's left half and scores its right half. Pyramid level p
-    is the photo reduced by 2^p. --config and --set change settings of the section rendering, for this call.
+    transform of the training photos; "half" fits one to a photo's left half and scores its right half. Regions and
+    seams take one fitted to each whole photo. Pyramid level p is the photo reduced by 2^p. --config and --set change
+    settings of the section rendering, for this call.
 
     \b
     Examples:
@@ -105,6 +107,12 @@ def evaluate(
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
     terminal.result({"scene": scene, **report.to_json()}, *_eval_tables(report))
+    first = report.levels[0]
+    if first.psnr is not None and first.psnr_half is not None and first.psnr_half - first.psnr > _EXPOSURES:
+        terminal.say(
+            "these photos differ in exposure from the average one, which is what 'plain' compares with; 'half' tells "
+            "how much of the place is there"
+        )
 
 
 def _eval_tables(report: "EvalReport") -> list[RenderableType]:
@@ -125,8 +133,12 @@ def _eval_tables(report: "EvalReport") -> list[RenderableType]:
 
 def level_table(levels: "tuple[LevelScore, ...]") -> RenderableType:
     """Scores per pyramid level."""
-    rows = [(s.pyramid, s.images, decibel(s.psnr), decibel(s.psnr_half), _ratio(s.ssim)) for s in levels]
-    return table("per pyramid level", ("pyramid level", "photos", "PSNR plain", "PSNR half", "SSIM"), rows)
+    rows = [
+        (s.pyramid, s.images, decibel(s.psnr), decibel(s.psnr_half), _ratio(s.ssim), _ratio(s.ssim_half))
+        for s in levels
+    ]
+    names = ("pyramid level", "photos", "PSNR plain", "PSNR half", "SSIM plain", "SSIM half")
+    return table("per pyramid level", names, rows)
 
 
 def _ratio(value: float | None) -> str:

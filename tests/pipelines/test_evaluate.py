@@ -75,7 +75,7 @@ def test_photos_that_the_scene_has_drawn_score_perfectly(scene: Scene, pictures:
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert document["split"] == "test"
-    assert document["levels"][0].keys() >= {"pyramid", "psnr", "psnr_half", "ssim", "lpips"}
+    assert document["levels"][0].keys() >= {"pyramid", "psnr", "psnr_half", "ssim", "ssim_half", "lpips"}
     assert all(region["psnr"] > 50 for region in document["regions"])
 
 
@@ -84,11 +84,16 @@ def test_a_colour_cast_costs_the_plain_figure_and_not_the_half(
 ) -> None:
     cast = np.array([[0.8, 0.05, 0.0, 0.05], [0.0, 0.9, 0.0, 0.0], [0.02, 0.0, 0.7, 0.1]])
     images = [to_uint8(np.clip(apply_affine(cast, picture.rgb), 0, 1).astype(np.float32)) for picture in pictures]
-    level = evaluate(scene.store.name, threads=1, dataset=photos_of(scene, tmp_path, images)).levels[0]
+    report = evaluate(scene.store.name, threads=1, dataset=photos_of(scene, tmp_path, images))
+    level = report.levels[0]
     assert level.psnr is not None
     assert level.psnr_half is not None
     assert level.psnr < 30
     assert level.psnr_half > 40
+    assert level.ssim is not None
+    assert level.ssim_half is not None
+    assert 0.5 * (1.0 - level.ssim) > 1.0 - level.ssim_half
+    assert all(region.psnr > 40 for region in report.regions)
 
 
 def test_masked_pixels_do_not_count(scene: Scene, pictures: list[Picture], tmp_path: Path) -> None:
@@ -100,8 +105,8 @@ def test_masked_pixels_do_not_count(scene: Scene, pictures: list[Picture], tmp_p
     with_mask = evaluate(scene.store.name, threads=1, dataset=photos_of(scene, tmp_path, images, [mask] * len(images)))
     without = evaluate(scene.store.name, threads=1, dataset=photos_of(scene, tmp_path, images))
     for masked, spoilt in zip(with_mask.levels[0].to_json().items(), without.levels[0].to_json().items(), strict=True):
-        if masked[0] in ("psnr", "psnr_half", "ssim"):
-            assert masked[1] > spoilt[1] + (0.1 if masked[0] == "ssim" else 15)
+        if masked[0].startswith(("psnr", "ssim")):
+            assert masked[1] > spoilt[1] + (0.1 if masked[0].startswith("ssim") else 15)
 
 
 def test_limit_takes_photos_evenly_and_train_photos_can_be_scored(
