@@ -24,6 +24,8 @@ DEFAULT_FPS = 30.0
 _Z_UP = np.array([0.0, 0.0, 1.0])
 _FRAMES_PER_KEY = 15  # half a second from photo to photo: faster than that is a slide show
 _LOOKS_DOWN = -0.3  # mean of view direction times up, below which photos are taken from above: 17 degrees down
+_OPEN_SIDE = np.pi / 2  # a gap between the photos' directions from which a circle would show what none has seen
+_LEAST_SWING = np.pi / 12  # to each side: a film moves, even before a single photo
 _NUM_STATIONS = 8  # places that a flight through photos taken on foot passes
 
 log = logging.getLogger(__name__)
@@ -72,14 +74,17 @@ def orbit(
     look_at: Float64 | None = None,
     up: Float64 = _Z_UP,
     turns: float = 1.0,
+    arc: tuple[float, float] | None = None,
     fps: float = DEFAULT_FPS,
 ) -> CameraPath:
     """A level circle of `radius` around the vertical through `centre`, `height` above it, looking at `look_at`.
 
-    centre, look_at (default: the centre) and up: float64[3]; radius and height: world units. The frame after the last
+    centre, look_at (default: the centre) and up: float64[3]; radius and height: world units. arc: (from, to), radians
+    from x towards y where up is z; the camera swings there and back, in place of circling. The frame after the last
     would be the first, so that a repeated film does not stutter.
     """
-    return _turn(camera, centre, look_at, up, turns, fps, np.full(frames, radius), np.full(frames, height), closed=True)
+    angles = _angles(turns * np.linspace(0.0, 1.0, max(frames, 1), endpoint=False), arc)
+    return _turn(camera, centre, look_at, up, angles, fps, np.full(frames, radius), np.full(frames, height))
 
 
 def spiral(
@@ -92,6 +97,7 @@ def spiral(
     look_at: Float64 | None = None,
     up: Float64 = _Z_UP,
     turns: float = 2.0,
+    arc: tuple[float, float] | None = None,
     zoom: float = 4.0,
     fps: float = DEFAULT_FPS,
 ) -> CameraPath:
@@ -101,8 +107,9 @@ def spiral(
     """
     if not zoom > 0:
         raise ValueError(f"spiral: expected a zoom above 0, got {zoom}")
-    scale = zoom ** -np.linspace(0.0, 1.0, frames)
-    return _turn(camera, centre, look_at, up, turns, fps, radius * scale, height * scale, closed=False)
+    along = np.linspace(0.0, 1.0, frames)
+    scale, angles = zoom**-along, _angles(turns * along, arc)
+    return _turn(camera, centre, look_at, up, angles, fps, radius * scale, height * scale)
 
 
 def flythrough(
@@ -147,12 +154,16 @@ def default_orbit(
     size: tuple[int, int] | None = None,
     fps: float = DEFAULT_FPS,
 ) -> CameraPath:
-    """An orbit as far from the scene and as high above it as the photos were taken.
+    """An orbit as far from the scene and as high above it as the photos were taken; where they were taken from one side
+    alone, it swings before that side.
 
     `points_centre`: float64[3], the middle of the scene's content; not given: where the photos look.
     """
     centre, up, radius, height = _surroundings(cameras, points_centre)
-    return orbit(path_camera(cameras, size), centre=centre, radius=radius, height=height, frames=frames, up=up, fps=fps)
+    return orbit(
+        path_camera(cameras, size), centre=centre, radius=radius, height=height, frames=frames, up=up, fps=fps,
+        arc=_photographed_arc(cameras, centre, up, radius),
+    )  # fmt: skip
 
 
 def make_path(
@@ -188,7 +199,10 @@ def make_path(
         return default_orbit(cameras, points_centre, frames=frames, size=size, fps=fps)
     centre, up, radius, height = _surroundings(cameras, points_centre)
     if kind == "spiral":
-        return spiral(camera, centre=centre, radius=2 * radius, height=2 * height, frames=frames, up=up, fps=fps)
+        return spiral(
+            camera, centre=centre, radius=2 * radius, height=2 * height, frames=frames, up=up, fps=fps,
+            arc=_photographed_arc(cameras, centre, up, radius),
+        )  # fmt: skip
     if cameras.forwards.mean(axis=0) @ up > _LOOKS_DOWN:
         # Off the ground there may be walls between any two places but those that somebody walked.
         return interpolate(camera, cameras.camera_to_world, frames=frames, num_keys=_NUM_STATIONS, fps=fps)
@@ -216,24 +230,28 @@ def write_path_file(path: Path, camera_path: CameraPath) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _angles(turns: Float64, arc: tuple[float, float] | None) -> Float64:
+    """float64[n], radians, of places that are float64[n] `turns` from the start: around, or along an arc and back."""
+    around: Float64 = 2 * np.pi * turns
+    return around if arc is None else (arc[0] + arc[1]) / 2 + (arc[1] - arc[0]) / 2 * np.sin(around)
+
+
 def _turn(
     camera: Camera,
     centre: Float64,
     look_at: Float64 | None,
     up: Float64,
-    turns: float,
+    angles: Float64,
     fps: float,
     radii: Float64,
     heights: Float64,
-    *,
-    closed: bool,
 ) -> CameraPath:
-    """Frames around a vertical axis; radii and heights: float64[n], world units."""
+    """Frames around a vertical axis; angles: float64[n], radians; radii and heights: float64[n], world units."""
     _check_frames(len(radii))
     check_shape("centre", np.asarray(centre), (3,))
     east, north, vertical = _horizon(np.asarray(up, dtype=np.float64))
-    angle = 2 * np.pi * turns * np.linspace(0.0, 1.0, len(radii), endpoint=not closed)[:, None]
-    offset = radii[:, None] * (np.cos(angle) * east + np.sin(angle) * north) + heights[:, None] * vertical
+    level = np.cos(angles)[:, None] * east + np.sin(angles)[:, None] * north
+    offset = radii[:, None] * level + heights[:, None] * vertical
     target = np.broadcast_to(centre if look_at is None else look_at, offset.shape)
     return _path(camera, look_at_poses(centre + offset, target, vertical), fps)
 
@@ -259,6 +277,27 @@ def _surroundings(cameras: PosedCameras, points_centre: Float64 | None) -> tuple
     # Photos straight from above have almost no radius of their own; an orbit at 30 degrees off the vertical shows more.
     radius = max(radius, 0.58 * abs(height))
     return centre, up, radius if radius > 0 else 1.0, height
+
+
+def _photographed_arc(
+    cameras: PosedCameras, centre: Float64, up: Float64, radius: float
+) -> tuple[float, float] | None:
+    """Directions (from, to), radians as in `orbit`, in which photos were taken; None where they are all around."""
+    east, north, _ = _horizon(up)
+    offset = cameras.centres - centre
+    x, y = offset @ east, offset @ north
+    beside = np.hypot(x, y) > 0.25 * radius  # what was taken from above the middle is on no side
+    if not beside.any():
+        return None
+    angles = np.sort(np.arctan2(y[beside], x[beside]))
+    gaps = np.diff(angles, append=angles[0] + 2 * np.pi)
+    widest = int(gaps.argmax())
+    if gaps[widest] < _OPEN_SIDE or beside.sum() < 0.5 * len(beside):
+        return None
+    reach = (2 * np.pi - float(gaps[widest])) / 2
+    middle = float(angles[(widest + 1) % len(angles)]) + reach
+    reach = max(reach, _LEAST_SWING)
+    return middle - reach, middle + reach
 
 
 def _overview_keys(centre: Float64, up: Float64, radius: float, height: float) -> Float64:

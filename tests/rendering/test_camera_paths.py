@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rendering.captures import CAMERA, CAPTURES, Z, circle, keys_on_a_bend, survey, walk
+from rendering.captures import CAMERA, CAPTURES, Z, circle, keys_on_a_bend, posed, survey, walk
 
 from infnerf_tiles.arrays import Float64
 from infnerf_tiles.errors import DatasetError, SettingsError
@@ -150,6 +150,29 @@ def test_default_orbit_looks_at_the_content_from_where_the_photos_were(name: str
     towards = centre - path.camera_to_world[:, :, 3]
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
     np.testing.assert_allclose(path.camera_to_world[:, :, 2], towards, atol=1e-9)
+
+
+@pytest.mark.parametrize("turned_by", [0.0, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize("reach", [0.0, 0.7, 2.0])
+def test_default_orbit_stays_on_the_side_that_was_photographed(turned_by: float, reach: float) -> None:
+    angle = turned_by + np.linspace(-reach, reach, 9)
+    eyes = 5 * np.column_stack([np.cos(angle), np.sin(angle), np.full(9, 0.3)])
+    path = default_orbit(posed(eyes, np.zeros((9, 3))), np.zeros(3), frames=40)
+    x, y = path.camera_to_world[:, 0, 3], path.camera_to_world[:, 1, 3]
+    off = np.angle(np.exp(1j * (np.arctan2(y, x) - turned_by)))
+    swing = max(reach, np.pi / 12)
+    assert np.abs(off).max() == pytest.approx(swing, rel=0.01)
+    assert off.min() == pytest.approx(-off.max(), rel=0.02)
+    steps = np.linalg.norm(path.camera_to_world[:, :, 3] - np.roll(path.camera_to_world[:, :, 3], 1, axis=0), axis=1)
+    assert steps.max() < 5 * swing * 2 * np.pi / 40 * 1.1  # closed, and nowhere a jump
+
+
+def test_default_orbit_goes_all_around_where_photos_do() -> None:
+    angle = np.linspace(0.0, 2 * np.pi, 9)[:-1]  # 45 degrees between neighbours
+    eyes = 5 * np.column_stack([np.cos(angle), np.sin(angle), np.full(8, 0.3)])
+    path = default_orbit(posed(eyes, np.zeros((8, 3))), np.zeros(3), frames=16)
+    angles = np.unwrap(np.arctan2(path.camera_to_world[:, 1, 3], path.camera_to_world[:, 0, 3]))
+    np.testing.assert_allclose(np.diff(angles), 2 * np.pi / 16)
 
 
 @pytest.mark.parametrize("kind", PATH_KINDS)
