@@ -146,7 +146,10 @@ def test_a_redo_that_cannot_be_read_is_told_once(done: str, tmp_path: Path, monk
     ],
     ids=["budget", "scheduler", "node"],
 )
-def test_a_redo_that_cannot_run_gives_nothing_up(done: str, tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_a_redo_that_cannot_run_gives_nothing_up(
+    done: str, tmp_path: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infnerf_tiles.pipelines.cluster._CONNECT_SECONDS", 0.5)
     scene = copy_scene(done, tmp_path / "kept.zarr")
     with SceneStore.open(scene) as store:
         before = store.read_index()

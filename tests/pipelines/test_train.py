@@ -548,4 +548,4 @@ def test_growth_keeps_to_what_was_planned(city: Path, tmp_path: Path, monkeypatc
         assert store.read_index().num_nodes > np.ceil(1.5 * planned)
 
 
-FREE = ("training.passes=0.6", "octree.treelet_height=1", "octree.max_level=3", "octree.growth=16.0")
+FREE = ("training.passes=0.6", "octree.treelet_height=1", "octree.max_level=2", "octree.growth=16.0")
