@@ -221,6 +221,8 @@ class _Scorer:
                 fitted = _shown(fit_affine(raw[usable], target[usable], RIDGE), raw)
                 self.regions.add(found.treelet, usable, fitted, target)
                 self.strips.add(found.strips, usable, fitted, target)
+            else:  # too few to fit, yet a region that only they show is not to be lost from the table
+                self.regions.add(found.treelet, usable, plain, target)
 
     def levels(self) -> tuple[LevelScore, ...]:
         """Means per pyramid level."""

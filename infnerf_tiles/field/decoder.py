@@ -127,7 +127,12 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def faded_basis(basis: Tensor, share: float | Tensor) -> Tensor:
-    """Direction basis [Q, 16] with all but its constant multiplied by `share`, a number or a tensor [1]."""
+    """Direction basis [Q, 16] with all but its constant multiplied by `share`, a number or a tensor [1].
+
+    The very basis if the number is 1; a tensor's value is not asked for, which would wait for its device.
+    """
+    if not isinstance(share, Tensor) and share == 1.0:
+        return basis
     return torch.cat([basis[:, :1], basis[:, 1:] * share], dim=1)
 
 

@@ -62,7 +62,7 @@ class HostStep:
         if work.depth is not None:
             points = work.depth.draw(rng, int(num_rays * RAY_SHARE))
             rays, basis = self._with_points(rays, basis, points, rng, coarser)
-        seen = basis if work.directions == 1.0 else faded_basis(basis, work.directions)
+        seen = faded_basis(basis, work.directions)
         # samples behind opaque matter are dropped next, so that more may be marched than are kept on average
         samples = self.kernels.march(
             rays, self.state.arena, self._frame.march, keep=2 * self._settings.samples_per_ray, adapt=True

@@ -109,6 +109,17 @@ def test_masked_pixels_do_not_count(scene: Scene, pictures: list[Picture], tmp_p
             assert masked[1] > spoilt[1] + (0.1 if masked[0].startswith("ssim") else 15)
 
 
+def test_a_region_of_which_few_pixels_are_usable_is_still_listed(
+    scene: Scene, pictures: list[Picture], tmp_path: Path
+) -> None:
+    mask = np.zeros((48, 128), np.uint8)
+    mask[20:26, 60:70] = 255  # 60 pixels
+    images = [shown(scene, picture) for picture in pictures]
+    report = evaluate(scene.store.name, threads=1, dataset=photos_of(scene, tmp_path, images, [mask] * len(images)))
+    assert 0 < sum(region.pixels for region in report.regions) <= 2 * 60
+    assert all(region.psnr > 40 for region in report.regions)
+
+
 def test_limit_takes_photos_evenly_and_train_photos_can_be_scored(
     scene: Scene, pictures: list[Picture], tmp_path: Path
 ) -> None:
